@@ -1,0 +1,44 @@
+"""Fused sampling and loss kernels for variational autoencoders.
+
+>>> import torch, fastvae
+>>> mu, logvar = torch.randn(8, 20), torch.randn(8, 20)
+>>> z = fastvae.reparameterize(mu, logvar)
+>>> loss, reconstruction, kl = fastvae.elbo_loss(torch.randn(8, 784), torch.rand(8, 784), mu, logvar)
+"""
+
+from . import functional, nn, random
+from .backends import backends, use_backend
+from .functional import (
+    bce,
+    bce_with_logits,
+    continuous_bernoulli_with_logits,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_nll,
+    l1,
+    mse,
+    reparameterize,
+    sample_with_kl,
+    vae_loss,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "backends",
+    "bce",
+    "bce_with_logits",
+    "continuous_bernoulli_with_logits",
+    "elbo_loss",
+    "functional",
+    "gaussian_kl",
+    "gaussian_nll",
+    "l1",
+    "mse",
+    "nn",
+    "random",
+    "reparameterize",
+    "sample_with_kl",
+    "use_backend",
+    "vae_loss",
+]

@@ -1,0 +1,135 @@
+"""Which implementation of the kernel primitives serves a tensor, and why the others do not.
+
+Nothing is imported until a tensor of its kind shows up, or until somebody asks with ``backends()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import ModuleType
+from typing import NamedTuple
+
+
+class Backend(NamedTuple):
+    """One implementation: where it lives, which device types it serves, what it needs."""
+
+    module: str
+    devices: tuple[str, ...]  # empty: every device
+    needs: str
+
+
+class BackendStatus(NamedTuple):
+    """What ``backends()`` tells about one backend; ``reason`` says why it is not available, else is empty."""
+
+    devices: tuple[str, ...]
+    available: bool
+    reason: str
+
+
+BACKENDS: dict[str, Backend] = {
+    "torch": Backend("fastvae.kernels.reference", (), "torch"),
+    "numba": Backend("fastvae.kernels.numba", ("cpu",), "numba"),
+}
+
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    "cpu": ("numba",),
+}
+
+_forced: ContextVar[str | None] = ContextVar("fastvae_backend", default=os.environ.get("FASTVAE_BACKEND") or None)
+
+
+@functools.cache
+def load(name: str) -> ModuleType | str:
+    """The module of backend ``name``, or why it cannot be had."""
+    try:
+        module = importlib.import_module(BACKENDS[name].module)
+    except ImportError as error:
+        return f"{BACKENDS[name].needs} cannot be imported: {error}"
+    return getattr(module, "UNAVAILABLE", "") or module
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend by name, with the device types it serves and, if it cannot run here, why.
+
+    >>> import fastvae
+    >>> fastvae.backends()["torch"].available
+    True
+    """
+    loaded = {name: load(name) for name in BACKENDS}
+    return {
+        name: BackendStatus(BACKENDS[name].devices or ("any",), isinstance(loaded[name], ModuleType), _reason(loaded[name]))
+        for name in BACKENDS
+    }
+
+
+def _reason(loaded: ModuleType | str) -> str:
+    return loaded if isinstance(loaded, str) else ""
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the ``with`` block on one backend.
+
+    Args:
+        name: ``"torch"``, ``"numba"``, …: a key of :func:`backends`. For a whole process, set ``FASTVAE_BACKEND``.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: it cannot run on this machine; or, from an op inside the block, it does not serve the device.
+
+    >>> import torch, fastvae
+    >>> with fastvae.use_backend("torch"):
+    ...     fastvae.gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3))
+    tensor(1.5000)
+    """
+    module = load(_known(name))
+    if isinstance(module, str):
+        raise RuntimeError(f"backend {name!r} is not available: {module}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name
+
+
+def backend_name(device_type: str) -> str:
+    """Name of the backend that serves tensors of ``device_type`` now."""
+    forced = _forced.get()
+    return forced if forced is not None else _default(device_type)
+
+
+@functools.cache
+def _default(device_type: str) -> str:
+    names = (name for name in DEFAULTS.get(device_type, ()) if isinstance(load(name), ModuleType))
+    return next(names, "torch")
+
+
+def backend_for(device_type: str) -> ModuleType:
+    """The module whose primitives serve tensors of ``device_type`` now.
+
+    Raises:
+        RuntimeError: the backend asked for by ``use_backend`` or ``FASTVAE_BACKEND`` cannot.
+    """
+    return _serving(backend_name(device_type), device_type)
+
+
+@functools.cache
+def _serving(name: str, device_type: str) -> ModuleType:
+    module = load(_known(name))
+    if isinstance(module, str):
+        raise RuntimeError(f"backend {name!r} is not available: {module}")
+    devices = getattr(module, "DEVICES", BACKENDS[name].devices)
+    if devices and device_type not in devices:
+        raise RuntimeError(f"backend {name!r} serves tensors on {', '.join(devices)}, got one on {device_type}")
+    return module

@@ -1,0 +1,122 @@
+"""Argument checks of the public functions: every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def tensor(name: str, value: object) -> Tensor:
+    """``value`` if it is a floating-point tensor with a batch dimension."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {_dtype(value)}")
+    if value.dim() == 0:
+        raise ValueError(f"{name} must have a batch dimension, [B, ...], got a 0-d tensor")
+    return value
+
+
+def target(value: object, recon_name: str, recon: Tensor) -> Tensor:
+    """``value`` if it is data for ``recon``: of its shape and device, floating point or uint8."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(value).__name__}")
+    if value.dtype not in (*FLOATS, torch.uint8):
+        raise TypeError(f"target must be floating point, or uint8 meaning x/255, got {_dtype(value)}")
+    same_place(recon_name, recon, "target", value)
+    if value.dtype in (recon.dtype, torch.uint8, torch.float32) and recon.dtype != torch.float64:
+        return value
+    return value if value.dtype == torch.uint8 else value.to(recon.dtype)
+
+
+def same_place(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both have one shape and one device."""
+    if other.shape != value.shape:
+        raise ValueError(f"{other_name} must have the shape of {name}, {_shape(value)}, got {_shape(other)}")
+    if other.device != value.device:
+        raise ValueError(f"{other_name} must be on the device of {name}, {value.device}, got {other.device}")
+
+
+def scale(mu: Tensor, logvar: Tensor | None, std: Tensor | None) -> tuple[Tensor, bool]:
+    """The one of ``logvar`` and ``std`` that was given, and whether it is ``logvar``."""
+    if (logvar is None) == (std is None):
+        raise ValueError(f"exactly one of logvar and std must be given, got {'neither' if std is None else 'both'}")
+    name, given = ("std", std) if logvar is None else ("logvar", logvar)
+    checked = tensor(name, given)
+    same_place("mu", mu, name, checked)
+    return checked, std is None
+
+
+def prior(mu: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Both, broadcast to ``mu``, or neither."""
+    if prior_mu is None and prior_logvar is None:
+        return None, None
+    if prior_mu is None or prior_logvar is None:
+        missing = "prior_mu" if prior_mu is None else "prior_logvar"
+        raise ValueError(f"prior_mu and prior_logvar come together, got no {missing}")
+    return _prior("prior_mu", prior_mu, mu), _prior("prior_logvar", prior_logvar, mu)
+
+
+def _prior(name: str, value: Tensor, mu: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a floating-point tensor, got {_dtype(value)}")
+    if value.device != mu.device:
+        raise ValueError(f"{name} must be on the device of mu, {mu.device}, got {value.device}")
+    if value.shape == mu.shape:
+        return value
+    try:
+        return value.expand(mu.shape)
+    except RuntimeError:
+        raise ValueError(f"{name} must broadcast to the shape of mu, {_shape(mu)}, got {_shape(value)}") from None
+
+
+def one_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
+    """All of them in the dtype they promote to."""
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if len(dtypes) == 1:
+        return list(tensors)
+    dtype = torch.float16
+    for other in dtypes:
+        dtype = torch.promote_types(dtype, other)
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def reduction(value: object, allowed: tuple[str, ...] = REDUCTIONS) -> str:
+    """``value`` if it is a reduction."""
+    if value not in allowed:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return str(value)
+
+
+def number(name: str, value: object, low: float, high: float = math.inf, *, above: bool = False) -> float:
+    """``value`` as a float in [low, high], or above ``low`` if ``above``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (low < value <= high if above else low <= value <= high):
+        bound = f"> {low:g}" if above else f">= {low:g}"
+        raise ValueError(f"{name} must be {bound}{'' if high == math.inf else f' and <= {high:g}'}, got {value}")
+    return float(value)
+
+
+def sample_count(value: object) -> int:
+    """``samples`` as the primitives take it: 0 for None."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"samples must be an int or None, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"samples must be at least 1, or None for one z of the shape of mu, got {value}")
+    return value
+
+
+def _shape(value: Tensor) -> str:
+    return str(list(value.shape))
+
+
+def _dtype(value: object) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,410 @@
+"""The public functions. Here arguments are checked, errors are named and the reduction is chosen; nothing is computed.
+
+Vocabulary: ``mu``, ``logvar`` (or ``std``) are the mean and log σ² (or σ) of q(z|x), ``[B, *latent]``; ``target`` is the
+data, ``[B, *data]``, floating point or uint8 meaning x/255. Losses are in nats.
+
+Reductions: ``"none"`` elementwise, ``"example"`` the sum within each example ``[B]``, ``"sum"``, ``"mean"`` over
+elements as in torch, ``"batchmean"`` the sum over B: nats per example, the default. Reduced losses of half-precision
+inputs are float32.
+
+On a CPU, Bernoulli targets and probabilities outside [0, 1] raise a ``ValueError``. On a GPU nobody looks, because
+looking would make the host wait for the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd, checks
+from .random import draw_seed
+
+LIKELIHOODS = ("bernoulli_logits", "bernoulli_probs", "continuous_bernoulli_logits", "gaussian", "mse", "l1")
+BCE_EPS = 1e-8
+
+
+class ELBOLoss(NamedTuple):
+    """``loss = reconstruction + beta · kl``; all three differentiable, of the reduction asked for."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+def _latent(
+    mu: Tensor,
+    logvar: Tensor | None,
+    std: Tensor | None,
+    *,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    seed: Tensor | None = None,
+    samples: int = 0,
+    free_bits: float = 0.0,
+    reduction: str = "",
+) -> tuple[Tensor, ...]:
+    scale, log_scale = checks.scale(mu, logvar, std)
+    mu, scale, prior_mu, prior_logvar = checks.one_dtype(mu, scale, *checks.prior(mu, prior_mu, prior_logvar))
+    free_bits = checks.number("free_bits", free_bits, 0)
+    return autograd.Latent.apply(mu, scale, prior_mu, prior_logvar, seed, log_scale, samples, free_bits, reduction)
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    std: Tensor | None = None,
+    samples: int | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Draw z = mu + σ·ε from q(z|x), differentiably: the reparameterization trick (Kingma & Welling 2014, eq. 10).
+
+    ε is a function of the seed and of the index of the element in z, so nothing is kept for the backward, and one seed
+    gives one z on every device and backend.
+
+    Args:
+        mu: mean, ``[B, *latent]``, float64, float32, bfloat16 or float16.
+        logvar: log σ², as ``mu``. Give this or ``std``.
+        std: σ, as ``mu``.
+        samples: draw this many for each example; z is then ``[samples, B, *latent]``.
+        generator: source of the seed; torch's default generator if None, so ``torch.manual_seed`` works.
+        seed: a 64-bit int instead, to draw one sample again.
+
+    Returns:
+        z in the dtype of ``mu``, ``[B, *latent]`` or ``[samples, B, *latent]``.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor (or not an int).
+        ValueError: shapes or devices differ, or both or neither of ``logvar`` and ``std`` are given.
+
+    >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
+    >>> z = reparameterize(mu, logvar, seed=0)
+    >>> torch.equal(z, reparameterize(mu, std=torch.ones(2, 3), seed=0))
+    True
+    >>> reparameterize(mu, logvar, samples=5).shape
+    torch.Size([5, 2, 3])
+    """
+    mu = checks.tensor("mu", mu)
+    count = checks.sample_count(samples)
+    return _latent(mu, logvar, std, samples=count, seed=draw_seed(mu.device, generator, seed))[0]
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    std: Tensor | None = None,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    free_bits: float = 0.0,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """KL(q‖p) of diagonal Gaussians: ½(mu² + σ² − 1 − log σ²) an element for p = N(0, I).
+
+    With a prior: ½(logvar_p − log σ² + (σ² + (mu − mu_p)²)/σ_p² − 1). With ``std``, log σ² is log(1e-8 + std²).
+    Source: Kingma & Welling 2014, appendix B.
+
+    Args:
+        mu: mean of q, ``[B, *latent]``.
+        logvar: log σ² of q, as ``mu``. Give this or ``std``.
+        std: σ of q, as ``mu``.
+        prior_mu: mean of p, of a shape that broadcasts to ``mu``; differentiable. Comes with ``prior_logvar``.
+        prior_logvar: log variance of p, likewise.
+        free_bits: each element counts at least this many nats and has no gradient below (Kingma et al. 2016, eq. 15,
+            with each latent element of each example as its own group). 0 is off.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: shapes, devices, reduction or the choice of arguments do not fit.
+
+    >>> gaussian_kl(torch.ones(4, 2), torch.zeros(4, 2))
+    tensor(1.)
+    """
+    mu, reduction = checks.tensor("mu", mu), checks.reduction(reduction)
+    return _latent(
+        mu, logvar, std, prior_mu=prior_mu, prior_logvar=prior_logvar, free_bits=free_bits, reduction=reduction
+    )[0]
+
+
+def sample_with_kl(
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    std: Tensor | None = None,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    free_bits: float = 0.0,
+    samples: int | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    reduction: str = "batchmean",
+) -> tuple[Tensor, Tensor]:
+    """``(z, kl)``: :func:`reparameterize` and :func:`gaussian_kl` in one pass over their inputs, forward and backward.
+
+    Args and errors are those of the two functions.
+
+    >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
+    >>> z, kl = sample_with_kl(mu, logvar, seed=0)
+    >>> torch.equal(z, reparameterize(mu, logvar, seed=0)), kl
+    (True, tensor(0.))
+    """
+    mu, reduction = checks.tensor("mu", mu), checks.reduction(reduction)
+    z, kl = _latent(
+        mu,
+        logvar,
+        std,
+        prior_mu=prior_mu,
+        prior_logvar=prior_logvar,
+        free_bits=free_bits,
+        reduction=reduction,
+        samples=checks.sample_count(samples),
+        seed=draw_seed(mu.device, generator, seed),
+    )
+    return z, kl
+
+
+def _reconstruction(name: str, recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str) -> Tensor:
+    recon = checks.tensor(name, recon)
+    target = checks.target(target, name, recon)
+    reduction = checks.reduction(reduction)
+    recon, target, undo = _dense(recon, target, reduction)
+    with_gradient = autograd.one_pass(recon, reduction)
+    nll = autograd.Reconstruction.apply(recon, target, likelihood, parameter, reduction, with_gradient)[0]
+    return nll if undo is None else nll.permute(undo)
+
+
+def _dense(recon: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
+    """Views with the features last of ``channels_last`` images, and how to undo that for an elementwise loss.
+
+    The order within an example does not matter to a reconstruction term, and this one needs no copy.
+    """
+    if recon.dim() != 4 or recon.is_contiguous() or not recon.is_contiguous(memory_format=torch.channels_last):
+        return recon, target, None
+    order = (0, 2, 3, 1)
+    return recon.permute(order), target.permute(order), (0, 3, 1, 2) if reduction == "none" else None
+
+
+def bce(probs: Tensor, target: Tensor, *, eps: float | None = BCE_EPS, reduction: str = "batchmean") -> Tensor:
+    """Bernoulli negative log-likelihood of probabilities, clipped: finite for every probability in [0, 1].
+
+    −x·log(yᶜ) − (1−x)·log((1−y)ᶜ), where ·ᶜ clamps to [eps, 1 − eps]; clamping 1 − y, and not only y, is what
+    keeps it finite in float32, where 1 − 1e-8 is 1. The gradient is (1−x)/(1−y) − x/y, and 0 where y is clipped.
+
+    Args:
+        probs: y, ``[B, *data]`` in [0, 1].
+        target: x, as ``probs``, in [0, 1]; or uint8 meaning x/255.
+        eps: the clip, in (0, 0.5); None computes exactly what ``F.binary_cross_entropy`` does.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not a tensor of a dtype named here.
+        ValueError: shapes or devices differ, the reduction or ``eps`` is not one, or (on a CPU) values are outside [0, 1].
+
+    >>> bce(torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]]))
+    tensor(0.6931)
+    """
+    if eps is None:
+        return _reconstruction("probs", probs, target, "bernoulli_probs_log_clamped", 0.0, reduction)
+    eps = checks.number("eps", eps, 0, 0.5, above=True)
+    return _reconstruction("probs", probs, target, "bernoulli_probs", eps, reduction)
+
+
+def bce_with_logits(logits: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """Bernoulli negative log-likelihood of logits, stable: max(l, 0) − l·x + log(1 + e^−|l|); gradient sigmoid(l) − x.
+
+    Args:
+        logits: l, ``[B, *data]``.
+        target: x, as ``logits``, in [0, 1]; or uint8 meaning x/255.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not a tensor of a dtype named here.
+        ValueError: shapes or devices differ, the reduction is not one, or (on a CPU) targets are outside [0, 1].
+
+    >>> bce_with_logits(torch.zeros(2, 3), torch.ones(2, 3), reduction="example")
+    tensor([2.0794, 2.0794])
+    """
+    return _reconstruction("logits", logits, target, "bernoulli_logits", 0.0, reduction)
+
+
+def continuous_bernoulli_with_logits(logits: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """Continuous Bernoulli negative log-likelihood of logits: log((e^l − 1)/l) − l·x, a density on [0, 1].
+
+    Source: Loaiza-Ganem & Cunningham 2019, eq. 9, written in the logit. Args and errors as :func:`bce_with_logits`.
+
+    >>> continuous_bernoulli_with_logits(torch.zeros(1, 4), torch.rand(1, 4)).abs() < 1e-6
+    tensor(True)
+    """
+    return _reconstruction("logits", logits, target, "continuous_bernoulli_logits", 0.0, reduction)
+
+
+def mse(recon: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """Squared error (x − y)², as ``F.mse_loss`` but for the default reduction.
+
+    Args:
+        recon: y, ``[B, *data]``.
+        target: x, as ``recon``; or uint8 meaning x/255.
+        reduction: see the module.
+
+    Raises:
+        TypeError: an argument is not a tensor of a dtype named here.
+        ValueError: shapes or devices differ, or the reduction is not one.
+
+    >>> mse(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor(3.)
+    """
+    return _reconstruction("recon", recon, target, "mse", 0.0, reduction)
+
+
+def l1(recon: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """Absolute error |x − y|, as ``F.l1_loss`` but for the default reduction. Args and errors as :func:`mse`.
+
+    >>> l1(torch.zeros(2, 3), torch.full((2, 3), -2.0))
+    tensor(6.)
+    """
+    return _reconstruction("recon", recon, target, "l1", 0.0, reduction)
+
+
+def gaussian_nll(mean: Tensor, target: Tensor, *, var: float = 1.0, reduction: str = "batchmean") -> Tensor:
+    """Gaussian negative log-likelihood with one fixed variance: ½((x − mean)²/var + log(2π·var)).
+
+    All of the density, so that ELBOs compare: ``F.gaussian_nll_loss`` with ``full=True``.
+
+    Args:
+        mean: ``[B, *data]``.
+        target: x, as ``mean``; or uint8 meaning x/255.
+        var: σ² of the decoder, > 0.
+        reduction: see the module.
+
+    Raises:
+        TypeError: an argument is not of a type named here.
+        ValueError: shapes or devices differ, the reduction is not one, or ``var`` is not positive.
+
+    >>> gaussian_nll(torch.zeros(1, 2), torch.zeros(1, 2))
+    tensor(1.8379)
+    """
+    var = checks.number("var", var, 0, above=True)
+    return _reconstruction("mean", mean, target, "gaussian", var, reduction)
+
+
+_ELBO_REDUCTIONS = ("example", "sum", "batchmean")
+_PARAMETERS = {"bernoulli_probs": BCE_EPS, "gaussian": 1.0}
+
+
+def elbo_loss(
+    recon: Tensor,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    std: Tensor | None = None,
+    likelihood: str = "bernoulli_logits",
+    beta: float | Tensor = 1.0,
+    free_bits: float = 0.0,
+    reduction: str = "batchmean",
+) -> ELBOLoss:
+    """The negative ELBO, −E[log p(x|z)] + β·KL(q(z|x)‖N(0, I)), in one launch.
+
+    Source: Kingma & Welling 2014, eq. 7; β: Higgins et al. 2017.
+
+    Args:
+        recon: the decoder's output, ``[B, *data]``.
+        target: the data, as ``recon``; or uint8 meaning x/255.
+        mu: mean of q, ``[B, *latent]``.
+        logvar: log σ² of q, as ``mu``. Give this or ``std``.
+        std: σ of q, as ``mu``.
+        likelihood: what ``recon`` is: ``"bernoulli_logits"``, ``"bernoulli_probs"`` (clipped at 1e-8),
+            ``"continuous_bernoulli_logits"``, ``"gaussian"`` (mean, variance 1), ``"mse"`` or ``"l1"``.
+        beta: weight of the KL, ≥ 0: a number, or a 0-d tensor, which a captured graph can be annealed with.
+        free_bits: see :func:`gaussian_kl`.
+        reduction: ``"batchmean"``, ``"sum"`` or ``"example"``.
+
+    Returns:
+        ``(loss, reconstruction, kl)``.
+
+    Raises:
+        TypeError: an argument is not of a type named here.
+        ValueError: shapes, devices, likelihood or reduction do not fit. ``"none"`` and ``"mean"`` do not: the terms have
+            different shapes, and means over different counts would reweight the KL.
+
+    >>> out = elbo_loss(torch.zeros(2, 784), torch.rand(2, 784), torch.ones(2, 20), torch.zeros(2, 20))
+    >>> out.kl, out.loss == out.reconstruction + out.kl
+    (tensor(10.), tensor(True))
+    """
+    recon = checks.tensor("recon", recon)
+    target = checks.target(target, "recon", recon)
+    mu = checks.tensor("mu", mu)
+    scale, log_scale = checks.scale(mu, logvar, std)
+    if mu.shape[0] != recon.shape[0]:
+        raise ValueError(f"mu must have the batch size of recon, {recon.shape[0]}, got {mu.shape[0]}")
+    if mu.device != recon.device:
+        raise ValueError(f"mu must be on the device of recon, {recon.device}, got {mu.device}")
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"likelihood must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}")
+    if reduction in ("none", "mean"):
+        raise ValueError(
+            f"reduction must be 'example', 'sum' or 'batchmean' for elbo_loss, got {reduction!r}: its terms have different "
+            "shapes; call the reconstruction term and gaussian_kl one by one"
+        )
+    reduction = checks.reduction(reduction, _ELBO_REDUCTIONS)
+    free_bits = checks.number("free_bits", free_bits, 0)
+    mu, scale = checks.one_dtype(mu, scale)
+    weight = 1.0 if isinstance(beta, Tensor) else checks.number("beta", beta, 0)
+    recon, target, _ = _dense(recon, target, reduction)
+    loss, reconstruction, kl, *_ = autograd.ELBO.apply(
+        recon,
+        target,
+        mu,
+        scale,
+        likelihood,
+        _PARAMETERS.get(likelihood, 0.0),
+        log_scale,
+        weight,
+        free_bits,
+        reduction,
+        autograd.one_pass(recon, reduction),
+    )
+    if isinstance(beta, Tensor):
+        loss = reconstruction + beta * kl
+    return ELBOLoss(loss, reconstruction, kl)
+
+
+def vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """The ``loss_function`` of the PyTorch VAE example: summed ``F.binary_cross_entropy`` + KL, the same numbers.
+
+    Args:
+        recon_x: probabilities, ``[B, *data]``.
+        x: the data in [0, 1] (or uint8 meaning x/255), with as many elements; it is reshaped to ``recon_x``.
+        mu: mean of q, ``[B, *latent]``.
+        logvar: log σ² of q, as ``mu``.
+
+    Returns:
+        The sum over all examples, in nats.
+
+    Raises:
+        TypeError: an argument is not a tensor of a dtype named here.
+        ValueError: shapes or devices do not fit, or (on a CPU) values are outside [0, 1].
+
+    >>> vae_loss(torch.full((2, 784), 0.5), torch.rand(2, 1, 28, 28), torch.ones(2, 20), torch.zeros(2, 20))
+    tensor(1106.8567)
+    """
+    recon_x = checks.tensor("recon_x", recon_x)
+    if isinstance(x, Tensor) and x.shape != recon_x.shape:
+        if x.numel() != recon_x.numel():
+            raise ValueError(f"x must have as many elements as recon_x, {list(recon_x.shape)}, got {list(x.shape)}")
+        x = x.reshape(recon_x.shape)
+    reconstruction = _reconstruction("recon_x", recon_x, x, "bernoulli_probs_log_clamped", 0.0, "sum")
+    return reconstruction + gaussian_kl(mu, logvar, reduction="sum")

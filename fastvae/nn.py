@@ -1,0 +1,160 @@
+"""A module for each function of :mod:`fastvae.functional`, with the same argument names.
+
+The options go to the constructor, the tensors to ``forward``; the ``repr`` says what a model will compute.
+
+>>> ELBOLoss(beta=4.0)
+ELBOLoss(likelihood='bernoulli_logits', beta=4.0, free_bits=0.0, reduction='batchmean')
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import checks, functional
+
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "ContinuousBernoulliWithLogitsLoss",
+    "ELBOLoss",
+    "GaussianKL",
+    "GaussianNLLLoss",
+    "L1Loss",
+    "MSELoss",
+    "Reparameterize",
+    "SampleWithKL",
+]
+
+
+class _Op(nn.Module):
+    """Keeps the options of one function and shows them."""
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        if options.get("reduction") is not None:
+            checks.reduction(options["reduction"])
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class Reparameterize(_Op):
+    """:func:`fastvae.reparameterize`."""
+
+    def __init__(self, *, samples: int | None = None):
+        super().__init__(samples=samples)
+
+    def forward(self, mu: Tensor, logvar: Tensor | None = None, *, std: Tensor | None = None) -> Tensor:
+        """``[B, *latent]`` → z."""
+        return functional.reparameterize(mu, logvar, std=std, **self.options)
+
+
+class GaussianKL(_Op):
+    """:func:`fastvae.gaussian_kl`."""
+
+    def __init__(self, *, free_bits: float = 0.0, reduction: str = "batchmean"):
+        super().__init__(free_bits=free_bits, reduction=reduction)
+
+    def forward(self, mu: Tensor, logvar: Tensor | None = None, **tensors: Tensor) -> Tensor:
+        """``mu`` and ``logvar`` (or ``std=``), with ``prior_mu=`` and ``prior_logvar=`` if there is a prior → nats."""
+        return functional.gaussian_kl(mu, logvar, **tensors, **self.options)
+
+
+class SampleWithKL(_Op):
+    """:func:`fastvae.sample_with_kl`."""
+
+    def __init__(self, *, samples: int | None = None, free_bits: float = 0.0, reduction: str = "batchmean"):
+        super().__init__(samples=samples, free_bits=free_bits, reduction=reduction)
+
+    def forward(self, mu: Tensor, logvar: Tensor | None = None, **tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensors as for :class:`GaussianKL` → ``(z, kl)``."""
+        return functional.sample_with_kl(mu, logvar, **tensors, **self.options)
+
+
+class BCELoss(_Op):
+    """:func:`fastvae.bce`."""
+
+    def __init__(self, *, eps: float | None = functional.BCE_EPS, reduction: str = "batchmean"):
+        super().__init__(eps=eps, reduction=reduction)
+
+    def forward(self, probs: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.bce(probs, target, **self.options)
+
+
+class BCEWithLogitsLoss(_Op):
+    """:func:`fastvae.bce_with_logits`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.bce_with_logits(logits, target, **self.options)
+
+
+class ContinuousBernoulliWithLogitsLoss(_Op):
+    """:func:`fastvae.continuous_bernoulli_with_logits`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.continuous_bernoulli_with_logits(logits, target, **self.options)
+
+
+class MSELoss(_Op):
+    """:func:`fastvae.mse`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, recon: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → squared error."""
+        return functional.mse(recon, target, **self.options)
+
+
+class L1Loss(_Op):
+    """:func:`fastvae.l1`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, recon: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → absolute error."""
+        return functional.l1(recon, target, **self.options)
+
+
+class GaussianNLLLoss(_Op):
+    """:func:`fastvae.gaussian_nll`."""
+
+    def __init__(self, *, var: float = 1.0, reduction: str = "batchmean"):
+        super().__init__(var=var, reduction=reduction)
+
+    def forward(self, mean: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.gaussian_nll(mean, target, **self.options)
+
+
+class ELBOLoss(_Op):
+    """:func:`fastvae.elbo_loss`. To anneal, set ``loss.options["beta"]`` or pass a 0-d tensor as ``beta``."""
+
+    def __init__(
+        self,
+        *,
+        likelihood: str = "bernoulli_logits",
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: str = "batchmean",
+    ):
+        super().__init__(likelihood=likelihood, beta=beta, free_bits=free_bits, reduction=reduction)
+
+    def forward(
+        self, recon: Tensor, target: Tensor, mu: Tensor, logvar: Tensor | None = None, *, std: Tensor | None = None
+    ) -> functional.ELBOLoss:
+        """``[B, *data]`` twice and ``[B, *latent]`` twice → ``(loss, reconstruction, kl)``."""
+        return functional.elbo_loss(recon, target, mu, logvar, std=std, **self.options)

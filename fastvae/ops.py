@@ -1,0 +1,123 @@
+"""The primitives as torch.library operators ``fastvae::…``, each with its fake.
+
+An operator sends plain tensors to the backend that serves them and nothing more: no autograd (that is
+``autograd.py``), no argument checks (that is ``functional.py``). Being operators, they are opaque, named nodes for
+``torch.compile(fullgraph=True)``, ``torch.export`` and every other tracer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backends import backend_for
+from .kernels.layout import TOTAL_REDUCTIONS, loss_dtype, loss_shape
+
+_library = torch.library.Library("fastvae", "DEF")
+
+_LATENT = "Tensor mu, Tensor scale, Tensor? seed, Tensor? prior_mu, Tensor? prior_logvar"
+_LATENT_OPTIONS = "bool log_scale, int samples, float free_bits, str reduction"
+_RECONSTRUCTION = "Tensor recon, Tensor target"
+_RECONSTRUCTION_OPTIONS = "str likelihood, float parameter, str reduction"
+
+_SCHEMAS = {
+    "latent_forward": f"({_LATENT}, *, {_LATENT_OPTIONS}) -> Tensor[]",
+    "latent_backward": f"(Tensor? grad_z, Tensor? grad_kl, {_LATENT}, *, {_LATENT_OPTIONS}) -> Tensor[]",
+    "reconstruction_forward": f"({_RECONSTRUCTION}, *, {_RECONSTRUCTION_OPTIONS}, bool with_gradient) -> Tensor[]",
+    "reconstruction_backward": f"(Tensor grad_nll, {_RECONSTRUCTION}, *, {_RECONSTRUCTION_OPTIONS}) -> Tensor",
+    "elbo_forward": f"({_RECONSTRUCTION}, Tensor mu, Tensor scale, *, str likelihood, float parameter, bool log_scale, "
+    "float beta, float free_bits, str reduction, bool with_gradient) -> Tensor[]",
+    "rescale_": "(Tensor(a!) gradient, Tensor upstream) -> ()",
+}
+
+
+def _latent_forward(mu: Tensor, scale: Tensor, *args: Tensor | None, **options) -> list[Tensor]:
+    return backend_for(mu.device.type).latent_forward(mu, scale, *args, **options)
+
+
+def _latent_backward(grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, *args, **options) -> list[Tensor]:
+    return backend_for(mu.device.type).latent_backward(grad_z, grad_kl, mu, *args, **options)
+
+
+def _reconstruction_forward(recon: Tensor, target: Tensor, **options) -> list[Tensor]:
+    return backend_for(recon.device.type).reconstruction_forward(recon, target, **options)
+
+
+def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, target: Tensor, **options) -> Tensor:
+    return backend_for(recon.device.type).reconstruction_backward(grad_nll, recon, target, **options)
+
+
+def _elbo_forward(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, **options) -> list[Tensor]:
+    return backend_for(recon.device.type).elbo_forward(recon, target, mu, scale, **options)
+
+
+def _rescale_(gradient: Tensor, upstream: Tensor) -> None:
+    backend_for(gradient.device.type).rescale_(gradient, upstream)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(tensor.shape)
+
+
+def _loss_like(tensor: Tensor, reduction: str) -> Tensor:
+    return tensor.new_empty(loss_shape(reduction, tensor), dtype=loss_dtype(reduction, tensor.dtype))
+
+
+def _latent_forward_fake(
+    mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction
+) -> list[Tensor]:
+    z = [mu.new_empty((samples, *mu.shape) if samples else mu.shape)] if seed is not None else []
+    return z + ([_loss_like(mu, reduction)] if reduction else [])
+
+
+def _latent_backward_fake(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, **options) -> list[Tensor]:
+    return [_like(t) for t in (mu, scale, prior_mu, prior_logvar) if t is not None]
+
+
+def _reconstruction_forward_fake(recon, target, *, likelihood, parameter, reduction, with_gradient) -> list[Tensor]:
+    return [_loss_like(recon, reduction)] + ([_like(recon)] if with_gradient else [])
+
+
+def _reconstruction_backward_fake(grad_nll, recon, target, **options) -> Tensor:
+    return _like(recon)
+
+
+def _elbo_forward_fake(recon, target, mu, scale, *, reduction, with_gradient, **options) -> list[Tensor]:
+    return [_loss_like(recon, reduction) for _ in range(3)] + ([_like(recon)] if with_gradient else [])
+
+
+def _rescale_fake(gradient, upstream) -> None:
+    return None
+
+
+_IMPLEMENTATIONS = {
+    "latent_forward": (_latent_forward, _latent_forward_fake),
+    "latent_backward": (_latent_backward, _latent_backward_fake),
+    "reconstruction_forward": (_reconstruction_forward, _reconstruction_forward_fake),
+    "reconstruction_backward": (_reconstruction_backward, _reconstruction_backward_fake),
+    "elbo_forward": (_elbo_forward, _elbo_forward_fake),
+    "rescale_": (_rescale_, _rescale_fake),
+}
+
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _implementation, _fake = _IMPLEMENTATIONS[_name]
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastvae::{_name}", _fake, lib=_library)
+
+latent_forward = torch.ops.fastvae.latent_forward.default
+latent_backward = torch.ops.fastvae.latent_backward.default
+reconstruction_forward = torch.ops.fastvae.reconstruction_forward.default
+reconstruction_backward = torch.ops.fastvae.reconstruction_backward.default
+elbo_forward = torch.ops.fastvae.elbo_forward.default
+rescale_ = torch.ops.fastvae.rescale_.default
+
+__all__ = [
+    "TOTAL_REDUCTIONS",
+    "elbo_forward",
+    "latent_backward",
+    "latent_forward",
+    "reconstruction_backward",
+    "reconstruction_forward",
+    "rescale_",
+]

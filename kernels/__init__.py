@@ -1,0 +1,32 @@
+"""The kernel primitives, once per backend: ``reference`` (pure torch, the specification), ``numba``, …
+
+A backend is one module with these functions. They take and return plain tensors, know nothing of autograd, and
+are called only by ``fastvae/ops.py``, which has already checked devices, dtypes and shapes:
+
+``latent_forward(mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction)``
+    → ``[z] + [kl]``: z is there if ``seed`` is given, kl if ``reduction`` is.
+``latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction)``
+    → ``[grad_mu, grad_scale]``, then ``[grad_prior_mu, grad_prior_logvar]`` if there is a prior.
+``reconstruction_forward(recon, target, *, likelihood, parameter, reduction, with_gradient)``
+    → ``[nll]``, then the gradient of ``nll`` in ``recon`` for an upstream gradient of 1 if ``with_gradient``.
+``reconstruction_backward(grad_nll, recon, target, *, likelihood, parameter, reduction)``
+    → ``grad_recon``, computed afresh.
+``elbo_forward(recon, target, mu, scale, *, likelihood, parameter, log_scale, beta, free_bits, reduction, with_gradient)``
+    → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``.
+``rescale_(gradient, upstream)``
+    multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
+
+Shapes and values
+    ``mu``, ``scale``: ``[B, *latent]``, one dtype. ``scale`` is ``logvar`` if ``log_scale``, else ``std``.
+    ``prior_mu``, ``prior_logvar``: both or neither, as ``mu``. ``seed``: one int64 on the same device.
+    ``samples``: 0 for z of the shape of ``mu``, S for ``[S, *mu.shape]``; noise is indexed by the element of z.
+    ``recon``, ``target``: ``[B, *data]``; ``target`` is uint8 (meaning x/255), float32 or of the dtype of ``recon``.
+    ``reduction``: ``"none"``, ``"example"``, ``"sum"``, ``"mean"``, ``"batchmean"``; for the latent pair also ``""``: no KL.
+    ``with_gradient`` comes only with the last three, the *total* reductions.
+    ``likelihood``: a key of ``reference.likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
+    Arithmetic is in float64 for float64 inputs, else in float32. Elementwise outputs, z and gradients have the dtype
+    of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
+    Any layout may come in; ``layout.as_rows`` turns it into rows with a stride.
+    On a CPU, a Bernoulli target (or probability) outside [0, 1] is a ``ValueError``: ``checks.unit_range_error``.
+    On a GPU it is not looked for: that would synchronise.
+"""

@@ -1,0 +1,40 @@
+"""Backend ``torch``: the specification. Plain torch expressions, any device, differentiable to any order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .latent import latent_backward, latent_forward
+from .reconstruction import reconstruction_backward, reconstruction_forward, rescale_
+
+__all__ = [
+    "elbo_forward",
+    "latent_backward",
+    "latent_forward",
+    "reconstruction_backward",
+    "reconstruction_forward",
+    "rescale_",
+]
+
+
+def elbo_forward(
+    recon: Tensor,
+    target: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    *,
+    likelihood: str,
+    parameter: float,
+    log_scale: bool,
+    beta: float,
+    free_bits: float,
+    reduction: str,
+    with_gradient: bool,
+) -> list[Tensor]:
+    nll, *gradient = reconstruction_forward(
+        recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction, with_gradient=with_gradient
+    )
+    (kl,) = latent_forward(
+        mu, scale, None, None, None, log_scale=log_scale, samples=0, free_bits=free_bits, reduction=reduction
+    )
+    return [nll + beta * kl, nll, kl, *gradient]

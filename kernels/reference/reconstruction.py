@@ -1,0 +1,67 @@
+"""The reconstruction pair in pure torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..checks import check_unit_range
+from ..layout import accumulator, loss_dtype, reduction_weight
+from .likelihoods import LIKELIHOODS
+
+
+def prepare(recon: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the accumulator's dtype; uint8 becomes x/255."""
+    dtype = accumulator(recon.dtype)
+    return recon.to(dtype), target.to(dtype) / (1 if target.is_floating_point() else 255)
+
+
+def reduce(elements: Tensor, reduction: str, dtype) -> Tensor:
+    """Elementwise terms in accumulator precision to a loss of the ``reduction`` over inputs of ``dtype``."""
+    if reduction == "example":
+        elements = elements.reshape(elements.shape[0], elements.shape[1:].numel()).sum(dim=1)
+    elif reduction != "none":
+        elements = elements.sum() * reduction_weight(reduction, elements)
+    return elements.to(loss_dtype(reduction, dtype))
+
+
+def spread(grad_loss: Tensor, reduction: str, like: Tensor) -> Tensor:
+    """The upstream gradient of a reduced loss as the gradient of each element of ``like``, in accumulator precision."""
+    grad = grad_loss.to(accumulator(like.dtype))
+    if reduction == "example":
+        return grad.reshape(-1, *(1,) * (like.dim() - 1))
+    return grad if reduction == "none" else grad * reduction_weight(reduction, like)
+
+
+def negative_log_likelihood(recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str) -> Tensor:
+    """The loss alone, differentiable, without looking at the data: what ``vmap`` and double backward go through."""
+    y, x = prepare(recon, target)
+    return reduce(LIKELIHOODS[likelihood].nll(y, x, parameter), reduction, recon.dtype)
+
+
+def reconstruction_forward(
+    recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+) -> list[Tensor]:
+    check_unit_range(likelihood, recon, target)
+    nll = negative_log_likelihood(recon, target, likelihood, parameter, reduction)
+    if not with_gradient:
+        return [nll]
+    one = nll.new_ones(())
+    return [nll, reconstruction_backward(one, recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction)]
+
+
+def reconstruction_backward(
+    grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
+) -> Tensor:
+    y, x = prepare(recon, target)
+    grad = spread(grad_nll, reduction, recon) * LIKELIHOODS[likelihood].derivative(y, x, parameter)
+    return grad.to(recon.dtype)
+
+
+def rescale_(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """``gradient *= upstream``; on a CPU, where looking is free, nothing at all if ``upstream`` is 1.
+
+    In accumulator precision: a GradScaler's 65536 is not a float16.
+    """
+    if upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    return gradient.copy_(gradient.to(accumulator(gradient.dtype)) * upstream)
