@@ -1,0 +1,49 @@
+"""Runs a compiled span kernel on as many threads as torch uses, over rows split into contiguous spans.
+
+Numba's own threading is not used: its pools abort in a forked ``DataLoader`` worker or when two Python threads call at
+once. Compiled kernels release the GIL, so Python's thread pool does; a pool is made again after a fork. What a
+kernel writes for a row does not depend on the split, so results are the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+MIN_ELEMENTS = 1 << 15  # a thread's share below which waking it (20 to 50 µs) costs more than it saves
+
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None  # its threads did not survive the fork
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def run(kernel: Callable[..., int], rows: int, cost: int, *args: int | float) -> int:
+    """``kernel(first, last, *args)`` over spans of ``rows`` rows; the bitwise or of what the spans return.
+
+    ``cost`` is the number of elements of one row, for the decision how many threads are worth waking.
+    """
+    global _pool, _pool_size
+    threads = min(torch.get_num_threads(), rows, max(1, rows * cost // MIN_ELEMENTS))
+    if threads <= 1:
+        return kernel(0, rows, *args)
+    pool = _pool
+    if pool is None or _pool_size < threads:
+        pool = _pool = ThreadPoolExecutor(threads, thread_name_prefix="fastvae")
+        _pool_size = threads
+    bounds = [rows * t // threads for t in range(threads + 1)]
+    others = [pool.submit(kernel, bounds[t], bounds[t + 1], *args) for t in range(1, threads)]
+    flags = kernel(0, bounds[1], *args)
+    for other in others:
+        flags |= other.result()
+    return flags
