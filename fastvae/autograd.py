@@ -235,7 +235,7 @@ class ELBO(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, grad_nll: Tensor | None, grad_kl: Tensor | None, *_: Tensor):
         recon, target, mu, scale, *traced = ctx.saved_tensors
-        weighted = None if grad_loss is None or ctx.beta == 0 else grad_loss * ctx.beta if ctx.beta != 1 else grad_loss
+        weighted = grad_loss if grad_loss is None or ctx.beta == 1 else grad_loss * ctx.beta
         grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
         grad_recon = grad_target = grad_mu = grad_scale = None
         if grad_nll is not None:

@@ -96,7 +96,8 @@ def l1_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
 
 
 def l1_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
-    return torch.sign(y - x)
+    d = y - x
+    return torch.where(d.isnan(), d, torch.sign(d))
 
 
 LIKELIHOODS: dict[str, Likelihood] = {

@@ -1,0 +1,163 @@
+"""One table of the ops: how each is called, what it should compute in float64, and inputs for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastvae
+
+CPU_BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {"cpu", "any"} & set(s.devices)]
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
+
+
+class Op(NamedTuple):
+    """``call`` is ours on inputs in any dtype; ``expected`` the same, elementwise, in plain float64 torch; ``inputs``
+    draws float64 inputs of a shape, of which the first ``differentiable`` are. ``eager`` is the code people write today.
+    """
+
+    call: Callable[..., Tensor]
+    expected: Callable[..., Tensor]
+    inputs: Callable[..., list[Tensor]]
+    eager: Callable[..., Tensor]
+    differentiable: int
+
+
+def logits_and_target(*shape: int) -> list[Tensor]:
+    return [torch.randn(*shape, dtype=torch.float64) * 4, torch.rand(*shape, dtype=torch.float64)]
+
+
+def probs_and_target(*shape: int) -> list[Tensor]:
+    return [torch.rand(*shape, dtype=torch.float64) * 0.98 + 0.01, torch.rand(*shape, dtype=torch.float64)]
+
+
+def mu_and_logvar(*shape: int) -> list[Tensor]:
+    return [torch.randn(*shape, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64)]
+
+
+def mu_and_std(*shape: int) -> list[Tensor]:
+    return [torch.randn(*shape, dtype=torch.float64), torch.rand(*shape, dtype=torch.float64) + 0.05]
+
+
+def two_gaussians(*shape: int) -> list[Tensor]:
+    return [torch.randn(*shape, dtype=torch.float64) for _ in range(4)]
+
+
+def clipped_bce(y: Tensor, x: Tensor) -> Tensor:
+    return -x * y.clamp(1e-8, 1 - 1e-8).log() - (1 - x) * (1 - y).clamp(1e-8, 1 - 1e-8).log()
+
+
+def continuous_bernoulli(y: Tensor, x: Tensor) -> Tensor:
+    return torch.log(torch.expm1(y) / y) - x * y
+
+
+def continuous_bernoulli_of_torch(y: Tensor, x: Tensor) -> Tensor:
+    """Near probability ½ torch goes by two terms of a series: not exact enough to be the expected value."""
+    distribution = torch.distributions.ContinuousBernoulli(logits=y, lims=(0.48, 0.52), validate_args=False)
+    return -distribution.log_prob(x)
+
+
+def kl_logvar(mu: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
+
+
+def kl_std(mu: Tensor, std: Tensor) -> Tensor:
+    return 0.5 * (mu.pow(2) + std.pow(2) - torch.log(1e-8 + std.pow(2)) - 1)
+
+
+def kl_prior(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
+    q = torch.distributions.Normal(mu, (0.5 * logvar).exp(), validate_args=False)
+    p = torch.distributions.Normal(prior_mu, (0.5 * prior_logvar).exp(), validate_args=False)
+    return torch.distributions.kl_divergence(q, p)
+
+
+OPS: dict[str, Op] = {
+    "bce": Op(fastvae.bce, clipped_bce, probs_and_target, clipped_bce, 1),
+    "bce_eps_none": Op(
+        lambda y, x, **kw: fastvae.bce(y, x, eps=None, **kw),
+        lambda y, x: F.binary_cross_entropy(y, x, reduction="none"),
+        probs_and_target,
+        lambda y, x: F.binary_cross_entropy(y, x, reduction="none"),
+        1,
+    ),
+    "bce_with_logits": Op(
+        fastvae.bce_with_logits,
+        lambda y, x: F.binary_cross_entropy_with_logits(y, x, reduction="none"),
+        logits_and_target,
+        lambda y, x: F.binary_cross_entropy_with_logits(y, x, reduction="none"),
+        1,
+    ),
+    "continuous_bernoulli_with_logits": Op(
+        fastvae.continuous_bernoulli_with_logits,
+        continuous_bernoulli,
+        logits_and_target,
+        continuous_bernoulli_of_torch,
+        1,
+    ),
+    "mse": Op(
+        fastvae.mse,
+        lambda y, x: F.mse_loss(y, x, reduction="none"),
+        logits_and_target,
+        lambda y, x: F.mse_loss(y, x, reduction="none"),
+        1,
+    ),
+    "l1": Op(
+        fastvae.l1,
+        lambda y, x: F.l1_loss(y, x, reduction="none"),
+        logits_and_target,
+        lambda y, x: F.l1_loss(y, x, reduction="none"),
+        1,
+    ),
+    "gaussian_nll": Op(
+        lambda y, x, **kw: fastvae.gaussian_nll(y, x, var=0.7, **kw),
+        lambda y, x: 0.5 * ((x - y) ** 2 / 0.7 + math.log(2 * math.pi * 0.7)),
+        logits_and_target,
+        lambda y, x: F.gaussian_nll_loss(y, x, torch.full_like(y, 0.7), full=True, reduction="none"),
+        1,
+    ),
+    "gaussian_kl": Op(fastvae.gaussian_kl, kl_logvar, mu_and_logvar, kl_logvar, 2),
+    "gaussian_kl_std": Op(
+        lambda mu, std, **kw: fastvae.gaussian_kl(mu, std=std, **kw), kl_std, mu_and_std, kl_std, 2
+    ),
+    "gaussian_kl_prior": Op(
+        lambda mu, logvar, prior_mu, prior_logvar, **kw: fastvae.gaussian_kl(
+            mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, **kw
+        ),
+        kl_prior,
+        two_gaussians,
+        kl_prior,
+        4,
+    ),
+    "gaussian_kl_free_bits": Op(
+        lambda mu, logvar, **kw: fastvae.gaussian_kl(mu, logvar, free_bits=0.4, **kw),
+        lambda mu, logvar: kl_logvar(mu, logvar).clamp(min=0.4),
+        mu_and_logvar,
+        lambda mu, logvar: kl_logvar(mu, logvar).clamp(min=0.4),
+        2,
+    ),
+}
+
+
+def reduce(elements: Tensor, reduction: str) -> Tensor:
+    """What each reduction means, in plain torch."""
+    if reduction == "none":
+        return elements
+    if reduction == "example":
+        return elements.flatten(1).sum(dim=1) if elements.dim() > 1 else elements
+    if reduction == "batchmean":
+        return elements.sum() / elements.shape[0]
+    return elements.sum() if reduction == "sum" else elements.mean()
+
+
+def value_and_gradients(call: Callable[..., Tensor], inputs: list[Tensor], differentiable: int, upstream: Tensor | None = None):
+    """The value and its gradients in the first ``differentiable`` inputs, for ``upstream`` (default: 1)."""
+    leaves = [t.detach().requires_grad_(k < differentiable) for k, t in enumerate(inputs)]
+    value = call(*leaves)
+    upstream = torch.ones_like(value) if upstream is None else upstream.to(value.dtype)
+    return value.detach(), list(torch.autograd.grad(value, leaves[:differentiable], upstream))

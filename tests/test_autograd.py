@@ -1,0 +1,339 @@
+"""What users do to a loss: backward twice, scale it, use it twice, transform it, compile it, export it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from table import CPU_BACKENDS, OPS, reduce, value_and_gradients
+from torch import Tensor, nn
+
+import fastvae
+from fastvae import ops
+
+pytestmark = pytest.mark.parametrize("backend", CPU_BACKENDS)
+
+
+@pytest.fixture(autouse=True)
+def on_backend(backend: str):
+    with fastvae.use_backend(backend):
+        yield
+
+
+def logits_target() -> list[Tensor]:
+    return [t.float() for t in OPS["bce_with_logits"].inputs(6, 50)]
+
+
+def want_gradient(logits: Tensor, target: Tensor, upstream: float) -> Tensor:
+    return (torch.sigmoid(logits.detach()) - target) * (upstream / len(logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 3.0, 0.0, -0.5, 65536.0])
+def test_upstream_gradient(backend: str, factor: float, dtype: torch.dtype) -> None:
+    """65536 is the first scale of a GradScaler, and more than a float16 holds."""
+    logits, target = (t.to(dtype) for t in logits_target())
+    logits.requires_grad_()
+    (fastvae.bce_with_logits(logits, target) * factor).backward()
+    want = want_gradient(logits.float(), target.float(), factor)
+    torch.testing.assert_close(logits.grad.float(), want.to(dtype).float(), rtol=1e-6 if dtype == torch.float32 else 2e-2, atol=1e-6 * max(1, factor))
+
+
+def test_backward_twice(backend: str) -> None:
+    logits, target = logits_target()
+    logits.requires_grad_()
+    loss = fastvae.bce_with_logits(logits, target)
+    grads = [torch.autograd.grad(loss, logits, torch.tensor(g), retain_graph=True)[0] for g in (3.0, 1.0, 0.0, 2.0)]
+    grads[1].mul_(100)  # a caller owns what it was given
+    grads.append(torch.autograd.grad(loss, logits)[0])
+    for got, factor in zip(grads, (3.0, 100.0, 0.0, 2.0, 1.0), strict=True):
+        torch.testing.assert_close(got, want_gradient(logits, target, factor), rtol=1e-5, atol=1e-6)
+
+
+def test_backward_twice_accumulates(backend: str) -> None:
+    logits, target = logits_target()
+    logits.requires_grad_()
+    loss = fastvae.bce_with_logits(logits, target)
+    loss.backward(retain_graph=True)
+    first = logits.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(logits.grad, 2 * first)
+
+
+def test_loss_used_in_two_places(backend: str) -> None:
+    logits, target = logits_target()
+    logits.requires_grad_()
+    loss = fastvae.bce_with_logits(logits, target)
+    (loss + loss.exp() * 0 + 2 * loss).backward()
+    torch.testing.assert_close(logits.grad, want_gradient(logits, target, 3.0), rtol=1e-6, atol=1e-7)
+
+
+def test_elbo_terms_used_one_by_one(backend: str) -> None:
+    logits, target = logits_target()
+    mu, logvar = (t.float() for t in OPS["gaussian_kl"].inputs(6, 4))
+    leaves = [t.requires_grad_() for t in (logits, mu, logvar)]
+    out = fastvae.elbo_loss(logits, target, mu, logvar, beta=2.0)
+    torch.testing.assert_close(out.loss, out.reconstruction + 2 * out.kl)
+    (out.loss + 3 * out.kl - out.reconstruction).backward()
+    got = [leaf.grad for leaf in leaves]
+    kl = fastvae.gaussian_kl(mu, logvar)
+    want = torch.autograd.grad(5 * kl, (mu, logvar))
+    assert not got[0].any()
+    torch.testing.assert_close(got[1:], list(want))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0, torch.tensor(0.25)], ids=str)
+@pytest.mark.parametrize("reduction", ["example", "sum", "batchmean"])
+@pytest.mark.parametrize("likelihood", fastvae.functional.LIKELIHOODS)
+def test_elbo_is_the_sum_of_its_terms(backend: str, likelihood: str, reduction: str, beta: float | Tensor) -> None:
+    call: Callable[..., Tensor] = {
+        "bernoulli_logits": fastvae.bce_with_logits,
+        "bernoulli_probs": fastvae.bce,
+        "continuous_bernoulli_logits": fastvae.continuous_bernoulli_with_logits,
+        "gaussian": fastvae.gaussian_nll,
+        "mse": fastvae.mse,
+        "l1": fastvae.l1,
+    }[likelihood]
+    recon, target = OPS["bce"].inputs(5, 3, 7)
+    mu, std = OPS["gaussian_kl_std"].inputs(5, 4)
+
+    def parts(recon: Tensor, mu: Tensor, std: Tensor) -> Tensor:
+        kl = fastvae.gaussian_kl(mu, std=std, free_bits=0.2, reduction=reduction)
+        return call(recon, target, reduction=reduction) + beta * kl
+
+    def whole(recon: Tensor, mu: Tensor, std: Tensor) -> Tensor:
+        options = {"likelihood": likelihood, "beta": beta, "free_bits": 0.2, "reduction": reduction}
+        return fastvae.elbo_loss(recon, target, mu, std=std, **options).loss
+
+    want, want_grads = value_and_gradients(parts, [recon, mu, std], 3)
+    got, grads = value_and_gradients(whole, [recon, mu, std], 3)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(grads, want_grads)
+
+
+def test_elbo_gradcheck(backend: str) -> None:
+    recon, target = (t.requires_grad_() for t in OPS["bce_with_logits"].inputs(2, 3))
+    mu, logvar = (t.requires_grad_() for t in OPS["gaussian_kl"].inputs(2, 2))
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(fastvae.elbo_loss(*tensors, beta=1.5))
+
+    assert torch.autograd.gradcheck(call, (recon, target, mu, logvar))
+    assert torch.autograd.gradgradcheck(call, (recon, target, mu, logvar))
+
+
+def test_vae_loss_is_the_tutorials(backend: str) -> None:
+    probs, target = torch.rand(4, 784), torch.rand(4, 1, 28, 28)
+    mu, logvar = torch.randn(4, 20), torch.randn(4, 20)
+
+    def tutorial(recon_x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+        bce = F.binary_cross_entropy(recon_x, target.view(-1, 784), reduction="sum")
+        return bce + -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+
+    want, want_grads = value_and_gradients(tutorial, [probs, mu, logvar], 3)
+    got, grads = value_and_gradients(lambda r, m, s: fastvae.vae_loss(r, target, m, s), [probs, mu, logvar], 3)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(grads, want_grads)
+
+
+@pytest.mark.parametrize("samples", [None, 3])
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("parametrisation", ["logvar", "std"])
+def test_sampling_gradcheck(backend: str, parametrisation: str, with_prior: bool, samples: int | None) -> None:
+    mu, scale = (t.requires_grad_() for t in OPS["gaussian_kl_std"].inputs(3, 5))
+    prior = [torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2 * with_prior)]
+
+    def call(mu: Tensor, scale: Tensor, *prior: Tensor) -> tuple[Tensor, Tensor]:
+        named = dict(zip(("prior_mu", "prior_logvar"), prior, strict=False)) | {parametrisation: scale}
+        return fastvae.sample_with_kl(mu, **named, seed=11, samples=samples, reduction="example")
+
+    assert torch.autograd.gradcheck(call, (mu, scale, *prior))
+    assert torch.autograd.gradgradcheck(call, (mu, scale, *prior))
+
+
+def test_only_z_or_only_kl_used(backend: str) -> None:
+    mu, logvar = (t.requires_grad_() for t in OPS["gaussian_kl"].inputs(3, 5))
+    prior = [torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    z, kl = fastvae.sample_with_kl(mu, logvar, prior_mu=prior[0], prior_logvar=prior[1], seed=1)
+    got = torch.autograd.grad(z.sum(), (mu, logvar, *prior), retain_graph=True)
+    torch.testing.assert_close(got[0], torch.ones_like(mu))
+    torch.testing.assert_close(got[1], 0.5 * (z - mu).detach())
+    assert not got[2].any()
+    assert not got[3].any()
+    want = torch.autograd.grad(OPS["gaussian_kl_prior"].expected(mu, logvar, *prior).sum() / 3, (mu, logvar, *prior))
+    torch.testing.assert_close(torch.autograd.grad(kl, (mu, logvar, *prior)), want)
+
+
+def test_a_float16_training_step_with_grad_scaler(backend: str) -> None:
+    model = nn.Linear(20, 50)
+    scaler = torch.amp.GradScaler("cpu")
+    x, target = torch.randn(8, 20), torch.rand(8, 50)
+    with torch.autocast("cpu", torch.float16):
+        logits = model(x)
+        loss = fastvae.bce_with_logits(logits, target)
+    assert logits.dtype == torch.float16
+    assert loss.dtype == torch.float32
+    scaler.scale(loss).backward()
+    want = torch.autograd.grad(F.binary_cross_entropy_with_logits(model(x), target, reduction="sum") / 8, model.weight)[0]
+    torch.testing.assert_close(model.weight.grad / scaler.get_scale(), want, rtol=1e-2, atol=1e-2)
+
+
+def test_autocast_does_not_forbid_probabilities(backend: str) -> None:
+    probs, target = (t.bfloat16() for t in OPS["bce"].inputs(3, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fastvae.bce(probs, target).isfinite()
+
+
+def loss_of(mu: Tensor, logvar: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    z = fastvae.reparameterize(mu, logvar)
+    out = fastvae.elbo_loss(z @ weight, target, mu, logvar, beta=0.5)
+    extra = fastvae.bce(torch.sigmoid(z @ weight), target, reduction="example").mean()
+    return out.loss * 2 + extra
+
+
+def test_compile_fullgraph(backend: str) -> None:
+    inputs = [torch.randn(6, 4), torch.randn(6, 4), torch.randn(4, 9), torch.rand(6, 9)]
+    results = []
+    for function in (loss_of, torch.compile(loss_of, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(3)
+        results.append(value_and_gradients(function, inputs, 3))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_export(backend: str) -> None:
+    class Model(nn.Module):
+        def forward(self, mu: Tensor, logvar: Tensor, target: Tensor) -> Tensor:
+            return fastvae.elbo_loss(mu, target, mu, logvar).loss + fastvae.reparameterize(mu, logvar).sum() * 0
+
+    inputs = (torch.randn(6, 4), torch.randn(6, 4), torch.rand(6, 4))
+    program = torch.export.export(Model(), inputs)
+    assert any("fastvae.elbo_forward" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*inputs), Model()(*inputs))
+
+
+def test_vmap_and_func_grad(backend: str) -> None:
+    logits, target = OPS["bce_with_logits"].inputs(4, 6)
+
+    def example_loss(logits: Tensor, target: Tensor) -> Tensor:
+        return fastvae.bce_with_logits(logits[None], target[None])
+
+    want = torch.sigmoid(logits) - target
+    per_example = torch.func.vmap(torch.func.grad(example_loss))(logits, target)
+    torch.testing.assert_close(per_example, want)
+    of_sum = torch.func.grad(lambda y: torch.func.vmap(example_loss)(y, target).sum())(logits)
+    torch.testing.assert_close(of_sum, want)
+    _, pull = torch.func.vjp(lambda y: torch.func.vmap(example_loss)(y, target), logits)
+    with torch.no_grad():
+        torch.testing.assert_close(pull(torch.full((4,), 2.0, dtype=torch.float64))[0], 2 * want)
+    hessian = torch.func.jacrev(torch.func.jacrev(lambda y: example_loss(y, target[0])))(logits[0])
+    torch.testing.assert_close(hessian, torch.diag(torch.sigmoid(logits[0]) * torch.sigmoid(-logits[0])))
+
+
+def test_vmap_of_a_sample_is_the_sample(backend: str) -> None:
+    mu, logvar = OPS["gaussian_kl"].inputs(3, 2, 5)
+
+    def sample(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        return fastvae.sample_with_kl(mu, logvar, seed=9)
+
+    z, kl = torch.func.vmap(sample)(mu, logvar)
+    for b in range(3):
+        torch.testing.assert_close((z[b], kl[b]), sample(mu[b], logvar[b]), rtol=1e-6, atol=2e-6)
+    elbo = torch.func.vmap(lambda m, s: fastvae.elbo_loss(m, torch.sigmoid(m), m, s).loss)(mu, logvar)
+    torch.testing.assert_close(elbo[1], fastvae.elbo_loss(mu[1], torch.sigmoid(mu[1]), mu[1], logvar[1]).loss)
+
+
+def test_activation_checkpointing_draws_the_same_noise(backend: str) -> None:
+    mu, logvar = (t.requires_grad_() for t in OPS["gaussian_kl"].inputs(4, 8))
+
+    def block(mu: Tensor, logvar: Tensor) -> Tensor:
+        return fastvae.reparameterize(mu, logvar).pow(3).sum()
+
+    grads = []
+    for run in (block, lambda *a: torch.utils.checkpoint.checkpoint(block, *a, use_reentrant=False)):
+        torch.manual_seed(1)
+        grads.append(torch.autograd.grad(run(mu, logvar), (mu, logvar)))
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+
+
+def test_inference_mode_and_no_grad(backend: str) -> None:
+    logits, target = logits_target()
+    want = fastvae.bce_with_logits(logits, target)
+    with torch.inference_mode():
+        torch.testing.assert_close(fastvae.bce_with_logits(logits, target), want)
+    with torch.no_grad():
+        assert not fastvae.bce_with_logits(logits.requires_grad_(), target).requires_grad
+
+
+def test_modules_do_what_the_functions_do(backend: str) -> None:
+    probs, target = OPS["bce"].inputs(4, 6)
+    logits = OPS["bce_with_logits"].inputs(4, 6)[0]
+    mu, logvar = OPS["gaussian_kl"].inputs(4, 3)
+    modules = fastvae.nn
+    pairs = [
+        (modules.BCELoss(eps=None, reduction="sum")(probs, target), fastvae.bce(probs, target, eps=None, reduction="sum")),
+        (modules.BCEWithLogitsLoss()(logits, target), fastvae.bce_with_logits(logits, target)),
+        (
+            modules.ContinuousBernoulliWithLogitsLoss()(logits, target),
+            fastvae.continuous_bernoulli_with_logits(logits, target),
+        ),
+        (modules.MSELoss()(logits, target), fastvae.mse(logits, target)),
+        (modules.L1Loss()(logits, target), fastvae.l1(logits, target)),
+        (modules.GaussianNLLLoss(var=2.0)(logits, target), fastvae.gaussian_nll(logits, target, var=2.0)),
+        (modules.GaussianKL(free_bits=0.1)(mu, logvar), fastvae.gaussian_kl(mu, logvar, free_bits=0.1)),
+        (modules.ELBOLoss(beta=2.0)(logits, target, mu, logvar), fastvae.elbo_loss(logits, target, mu, logvar, beta=2.0)),
+    ]
+    for got, want in pairs:
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+    torch.manual_seed(2)
+    z = modules.Reparameterize(samples=2)(mu, logvar)
+    torch.manual_seed(2)
+    assert torch.equal(z, modules.SampleWithKL(samples=2)(mu, logvar)[0])
+    assert repr(modules.BCELoss(eps=1e-6)) == "BCELoss(eps=1e-06, reduction='batchmean')"
+    assert repr(copy.deepcopy(modules.GaussianKL())) == "GaussianKL(free_bits=0.0, reduction='batchmean')"
+
+
+def opcheck_arguments() -> dict[str, tuple[tuple, dict]]:
+    logits, target = logits_target()
+    mu, logvar = torch.randn(6, 4), torch.randn(6, 4)
+    seed = torch.tensor([7])
+    latent = {"log_scale": True, "samples": 0, "free_bits": 0.1, "reduction": "example"}
+    reconstruction = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean"}
+    elbo = {**reconstruction, "log_scale": True, "beta": 1.0, "free_bits": 0.0, "with_gradient": True}
+    return {
+        "latent_forward": ((mu, logvar, seed, mu, logvar), latent),
+        "latent_backward": ((mu, torch.ones(6), mu, logvar, seed, None, None), latent),
+        "reconstruction_forward": ((logits, target), {**reconstruction, "with_gradient": True}),
+        "reconstruction_backward": ((torch.ones(()), logits, target), reconstruction),
+        "elbo_forward": ((logits, target, mu, logvar), elbo),
+        "rescale_": ((logits, torch.tensor(3.0)), {}),
+    }
+
+
+@pytest.mark.parametrize("name", opcheck_arguments())
+def test_opcheck(backend: str, name: str) -> None:
+    args, options = opcheck_arguments()[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.library.opcheck(getattr(ops, name), args, options)
+
+
+def test_elementwise_loss_summed_by_torch(backend: str) -> None:
+    """Its upstream gradient is expanded from one number, or from one an example."""
+    logits, target = logits_target()
+    for total in (lambda e: e.sum(), lambda e: e.sum(dim=1).mean(), lambda e: (e * e.detach()).sum()):
+        want = value_and_gradients(lambda y, t=total: t(OPS["bce_with_logits"].expected(y, target)), [logits], 1)
+        got = value_and_gradients(lambda y, t=total: t(fastvae.bce_with_logits(y, target, reduction="none")), [logits], 1)
+        torch.testing.assert_close(got, want)
+
+
+def test_a_wrong_gradient_would_be_seen(backend: str) -> None:
+    """The comparison itself can fail: the gradient of a sum is not that of a mean."""
+    op, inputs = OPS["bce_with_logits"], OPS["bce_with_logits"].inputs(2, 3)
+    _, (mean,) = value_and_gradients(lambda *a: op.call(*a, reduction="mean"), inputs, 1)
+    _, (total,) = value_and_gradients(lambda *a: reduce(op.expected(*a), "sum"), inputs, 1)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(mean, total)
