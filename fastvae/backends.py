@@ -62,7 +62,9 @@ def backends() -> dict[str, BackendStatus]:
     """
     loaded = {name: load(name) for name in BACKENDS}
     return {
-        name: BackendStatus(BACKENDS[name].devices or ("any",), isinstance(loaded[name], ModuleType), _reason(loaded[name]))
+        name: BackendStatus(
+            BACKENDS[name].devices or ("any",), isinstance(loaded[name], ModuleType), _reason(loaded[name])
+        )
         for name in BACKENDS
     }
 

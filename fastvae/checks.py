@@ -75,15 +75,15 @@ def _prior(name: str, value: Tensor, mu: Tensor) -> Tensor:
         raise ValueError(f"{name} must broadcast to the shape of mu, {_shape(mu)}, got {_shape(value)}") from None
 
 
-def one_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
+def one_dtype(
+    mu: Tensor, scale: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """All of them in the dtype they promote to."""
-    dtypes = {t.dtype for t in tensors if t is not None}
-    if len(dtypes) == 1:
-        return list(tensors)
-    dtype = torch.float16
-    for other in dtypes:
-        dtype = torch.promote_types(dtype, other)
-    return [None if t is None else t.to(dtype) for t in tensors]
+    dtype = torch.promote_types(mu.dtype, scale.dtype)
+    if prior_mu is None or prior_logvar is None:
+        return mu.to(dtype), scale.to(dtype), None, None
+    dtype = torch.promote_types(dtype, torch.promote_types(prior_mu.dtype, prior_logvar.dtype))
+    return mu.to(dtype), scale.to(dtype), prior_mu.to(dtype), prior_logvar.to(dtype)
 
 
 def reduction(value: object, allowed: tuple[str, ...] = REDUCTIONS) -> str:

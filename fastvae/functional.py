@@ -1,7 +1,7 @@
-"""The public functions. Here arguments are checked, errors are named and the reduction is chosen; nothing is computed.
+"""The public functions: arguments are checked, errors named, the reduction chosen; nothing is computed here.
 
-Vocabulary: ``mu``, ``logvar`` (or ``std``) are the mean and log σ² (or σ) of q(z|x), ``[B, *latent]``; ``target`` is the
-data, ``[B, *data]``, floating point or uint8 meaning x/255. Losses are in nats.
+Vocabulary: ``mu``, ``logvar`` (or ``std``) are the mean and log σ² (or σ) of q(z|x), ``[B, *latent]``; ``target`` is
+the data, ``[B, *data]``, floating point or uint8 meaning x/255. Losses are in nats.
 
 Reductions: ``"none"`` elementwise, ``"example"`` the sum within each example ``[B]``, ``"sum"``, ``"mean"`` over
 elements as in torch, ``"batchmean"`` the sum over B: nats per example, the default. Reduced losses of half-precision
@@ -48,7 +48,9 @@ def _latent(
     scale, log_scale = checks.scale(mu, logvar, std)
     mu, scale, prior_mu, prior_logvar = checks.one_dtype(mu, scale, *checks.prior(mu, prior_mu, prior_logvar))
     free_bits = checks.number("free_bits", free_bits, 0)
-    return autograd.Latent.apply(mu, scale, prior_mu, prior_logvar, seed, log_scale, samples, free_bits, reduction)
+    return autograd.apply(
+        autograd.Latent, mu, scale, prior_mu, prior_logvar, seed, log_scale, samples, free_bits, reduction
+    )
 
 
 def reparameterize(
@@ -170,13 +172,15 @@ def sample_with_kl(
     return z, kl
 
 
-def _reconstruction(name: str, recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str) -> Tensor:
+def _reconstruction(
+    name: str, recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str
+) -> Tensor:
     recon = checks.tensor(name, recon)
     target = checks.target(target, name, recon)
     reduction = checks.reduction(reduction)
     recon, target, undo = _dense(recon, target, reduction)
     with_gradient = autograd.one_pass(recon, reduction)
-    nll = autograd.Reconstruction.apply(recon, target, likelihood, parameter, reduction, with_gradient)[0]
+    nll = autograd.apply(autograd.Reconstruction, recon, target, likelihood, parameter, reduction, with_gradient)[0]
     return nll if undo is None else nll.permute(undo)
 
 
@@ -208,7 +212,7 @@ def bce(probs: Tensor, target: Tensor, *, eps: float | None = BCE_EPS, reduction
 
     Raises:
         TypeError: an argument is not a tensor of a dtype named here.
-        ValueError: shapes or devices differ, the reduction or ``eps`` is not one, or (on a CPU) values are outside [0, 1].
+        ValueError: shapes or devices differ, ``eps`` or the reduction is not one, or (on a CPU) values leave [0, 1].
 
     >>> bce(torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]]))
     tensor(0.6931)
@@ -337,8 +341,8 @@ def elbo_loss(
 
     Raises:
         TypeError: an argument is not of a type named here.
-        ValueError: shapes, devices, likelihood or reduction do not fit. ``"none"`` and ``"mean"`` do not: the terms have
-            different shapes, and means over different counts would reweight the KL.
+        ValueError: shapes, devices, likelihood or reduction do not fit. ``"none"`` and ``"mean"`` do not: the terms
+            have different shapes, and means over different counts would reweight the KL.
 
     >>> out = elbo_loss(torch.zeros(2, 784), torch.rand(2, 784), torch.ones(2, 20), torch.zeros(2, 20))
     >>> out.kl, out.loss == out.reconstruction + out.kl
@@ -356,15 +360,16 @@ def elbo_loss(
         raise ValueError(f"likelihood must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}")
     if reduction in ("none", "mean"):
         raise ValueError(
-            f"reduction must be 'example', 'sum' or 'batchmean' for elbo_loss, got {reduction!r}: its terms have different "
-            "shapes; call the reconstruction term and gaussian_kl one by one"
+            f"reduction must be 'example', 'sum' or 'batchmean' for elbo_loss, got {reduction!r}: its terms have "
+            "different shapes; call the reconstruction term and gaussian_kl one by one"
         )
     reduction = checks.reduction(reduction, _ELBO_REDUCTIONS)
     free_bits = checks.number("free_bits", free_bits, 0)
-    mu, scale = checks.one_dtype(mu, scale)
+    mu, scale, _, _ = checks.one_dtype(mu, scale)
     weight = 1.0 if isinstance(beta, Tensor) else checks.number("beta", beta, 0)
     recon, target, _ = _dense(recon, target, reduction)
-    loss, reconstruction, kl, *_ = autograd.ELBO.apply(
+    loss, reconstruction, kl, *_ = autograd.apply(
+        autograd.ELBO,
         recon,
         target,
         mu,
@@ -398,8 +403,9 @@ def vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
         TypeError: an argument is not a tensor of a dtype named here.
         ValueError: shapes or devices do not fit, or (on a CPU) values are outside [0, 1].
 
-    >>> vae_loss(torch.full((2, 784), 0.5), torch.rand(2, 1, 28, 28), torch.ones(2, 20), torch.zeros(2, 20))
-    tensor(1106.8567)
+    >>> loss = vae_loss(torch.full((2, 784), 0.5), torch.rand(2, 1, 28, 28), torch.ones(2, 20), torch.zeros(2, 20))
+    >>> f"{loss:.1f}"
+    '1106.9'
     """
     recon_x = checks.tensor("recon_x", recon_x)
     if isinstance(x, Tensor) and x.shape != recon_x.shape:

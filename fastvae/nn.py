@@ -58,9 +58,17 @@ class GaussianKL(_Op):
     def __init__(self, *, free_bits: float = 0.0, reduction: str = "batchmean"):
         super().__init__(free_bits=free_bits, reduction=reduction)
 
-    def forward(self, mu: Tensor, logvar: Tensor | None = None, **tensors: Tensor) -> Tensor:
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor | None = None,
+        *,
+        std: Tensor | None = None,
+        prior_mu: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+    ) -> Tensor:
         """``mu`` and ``logvar`` (or ``std=``), with ``prior_mu=`` and ``prior_logvar=`` if there is a prior → nats."""
-        return functional.gaussian_kl(mu, logvar, **tensors, **self.options)
+        return functional.gaussian_kl(mu, logvar, std=std, prior_mu=prior_mu, prior_logvar=prior_logvar, **self.options)
 
 
 class SampleWithKL(_Op):
@@ -69,9 +77,19 @@ class SampleWithKL(_Op):
     def __init__(self, *, samples: int | None = None, free_bits: float = 0.0, reduction: str = "batchmean"):
         super().__init__(samples=samples, free_bits=free_bits, reduction=reduction)
 
-    def forward(self, mu: Tensor, logvar: Tensor | None = None, **tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor | None = None,
+        *,
+        std: Tensor | None = None,
+        prior_mu: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Tensors as for :class:`GaussianKL` → ``(z, kl)``."""
-        return functional.sample_with_kl(mu, logvar, **tensors, **self.options)
+        return functional.sample_with_kl(
+            mu, logvar, std=std, prior_mu=prior_mu, prior_logvar=prior_logvar, **self.options
+        )
 
 
 class BCELoss(_Op):

@@ -7,6 +7,9 @@ An operator sends plain tensors to the backend that serves them and nothing more
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,23 +34,25 @@ _SCHEMAS = {
 }
 
 
-def _latent_forward(mu: Tensor, scale: Tensor, *args: Tensor | None, **options) -> list[Tensor]:
+def _latent_forward(mu: Tensor, scale: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
     return backend_for(mu.device.type).latent_forward(mu, scale, *args, **options)
 
 
-def _latent_backward(grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, *args, **options) -> list[Tensor]:
+def _latent_backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, *args: Any, **options: Any
+) -> list[Tensor]:
     return backend_for(mu.device.type).latent_backward(grad_z, grad_kl, mu, *args, **options)
 
 
-def _reconstruction_forward(recon: Tensor, target: Tensor, **options) -> list[Tensor]:
+def _reconstruction_forward(recon: Tensor, target: Tensor, **options: Any) -> list[Tensor]:
     return backend_for(recon.device.type).reconstruction_forward(recon, target, **options)
 
 
-def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, target: Tensor, **options) -> Tensor:
+def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, target: Tensor, **options: Any) -> Tensor:
     return backend_for(recon.device.type).reconstruction_backward(grad_nll, recon, target, **options)
 
 
-def _elbo_forward(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, **options) -> list[Tensor]:
+def _elbo_forward(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, **options: Any) -> list[Tensor]:
     return backend_for(recon.device.type).elbo_forward(recon, target, mu, scale, **options)
 
 
@@ -64,33 +69,37 @@ def _loss_like(tensor: Tensor, reduction: str) -> Tensor:
 
 
 def _latent_forward_fake(
-    mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction
+    mu: Tensor, scale: Tensor, seed: Tensor | None, *_: Any, samples: int, reduction: str, **options: Any
 ) -> list[Tensor]:
     z = [mu.new_empty((samples, *mu.shape) if samples else mu.shape)] if seed is not None else []
     return z + ([_loss_like(mu, reduction)] if reduction else [])
 
 
-def _latent_backward_fake(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, **options) -> list[Tensor]:
-    return [_like(t) for t in (mu, scale, prior_mu, prior_logvar) if t is not None]
+def _latent_backward_fake(
+    grad_z: Any, grad_kl: Any, mu: Tensor, scale: Tensor, seed: Any, *priors: Any, **_: Any
+) -> list[Tensor]:
+    return [_like(t) for t in (mu, scale, *priors) if t is not None]
 
 
-def _reconstruction_forward_fake(recon, target, *, likelihood, parameter, reduction, with_gradient) -> list[Tensor]:
+def _reconstruction_forward_fake(
+    recon: Tensor, target: Tensor, *, reduction: str, with_gradient: bool, **_: Any
+) -> list[Tensor]:
     return [_loss_like(recon, reduction)] + ([_like(recon)] if with_gradient else [])
 
 
-def _reconstruction_backward_fake(grad_nll, recon, target, **options) -> Tensor:
+def _reconstruction_backward_fake(grad_nll: Tensor, recon: Tensor, target: Tensor, **_: Any) -> Tensor:
     return _like(recon)
 
 
-def _elbo_forward_fake(recon, target, mu, scale, *, reduction, with_gradient, **options) -> list[Tensor]:
+def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient: bool, **options: Any) -> list[Tensor]:
     return [_loss_like(recon, reduction) for _ in range(3)] + ([_like(recon)] if with_gradient else [])
 
 
-def _rescale_fake(gradient, upstream) -> None:
+def _rescale_fake(gradient: Tensor, upstream: Tensor) -> None:
     return None
 
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "latent_forward": (_latent_forward, _latent_forward_fake),
     "latent_backward": (_latent_backward, _latent_backward_fake),
     "reconstruction_forward": (_reconstruction_forward, _reconstruction_forward_fake),

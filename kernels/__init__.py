@@ -1,17 +1,17 @@
-"""The kernel primitives, once per backend: ``reference`` (pure torch, the specification), ``numba``, …
+"""The kernel primitives, once per backend: ``reference`` (pure torch, the specification), ``numba`` and others.
 
 A backend is one module with these functions. They take and return plain tensors, know nothing of autograd, and
 are called only by ``fastvae/ops.py``, which has already checked devices, dtypes and shapes:
 
 ``latent_forward(mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction)``
     → ``[z] + [kl]``: z is there if ``seed`` is given, kl if ``reduction`` is.
-``latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction)``
+``latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, *, …as latent_forward)``
     → ``[grad_mu, grad_scale]``, then ``[grad_prior_mu, grad_prior_logvar]`` if there is a prior.
 ``reconstruction_forward(recon, target, *, likelihood, parameter, reduction, with_gradient)``
     → ``[nll]``, then the gradient of ``nll`` in ``recon`` for an upstream gradient of 1 if ``with_gradient``.
 ``reconstruction_backward(grad_nll, recon, target, *, likelihood, parameter, reduction)``
     → ``grad_recon``, computed afresh.
-``elbo_forward(recon, target, mu, scale, *, likelihood, parameter, log_scale, beta, free_bits, reduction, with_gradient)``
+``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, beta, free_bits)``
     → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``.
 ``rescale_(gradient, upstream)``
     multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
@@ -21,7 +21,7 @@ Shapes and values
     ``prior_mu``, ``prior_logvar``: both or neither, as ``mu``. ``seed``: one int64 on the same device.
     ``samples``: 0 for z of the shape of ``mu``, S for ``[S, *mu.shape]``; noise is indexed by the element of z.
     ``recon``, ``target``: ``[B, *data]``; ``target`` is uint8 (meaning x/255), float32 or of the dtype of ``recon``.
-    ``reduction``: ``"none"``, ``"example"``, ``"sum"``, ``"mean"``, ``"batchmean"``; for the latent pair also ``""``: no KL.
+    ``reduction``: ``"none"``, ``"example"``, ``"sum"``, ``"mean"``, ``"batchmean"``; for the latent pair ``""``: no KL.
     ``with_gradient`` comes only with the last three, the *total* reductions.
     ``likelihood``: a key of ``reference.likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
     Arithmetic is in float64 for float64 inputs, else in float32. Elementwise outputs, z and gradients have the dtype

@@ -15,7 +15,9 @@ def unit_range_error(name: str, tensor: torch.Tensor) -> ValueError | None:
         if name == "target"
         else "pass logits to bce_with_logits instead"
     )
-    return ValueError(f"{name} must lie in [0, 1], got values from {seen.min().item():g} to {seen.max().item():g}: {hint}")
+    return ValueError(
+        f"{name} must lie in [0, 1], got values from {seen.min().item():g} to {seen.max().item():g}: {hint}"
+    )
 
 
 def check_unit_range(likelihood: str, recon: torch.Tensor, target: torch.Tensor) -> None:

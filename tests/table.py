@@ -18,8 +18,9 @@ REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 
 
 class Op(NamedTuple):
-    """``call`` is ours on inputs in any dtype; ``expected`` the same, elementwise, in plain float64 torch; ``inputs``
-    draws float64 inputs of a shape, of which the first ``differentiable`` are. ``eager`` is the code people write today.
+    """``call`` is ours on inputs in any dtype; ``expected`` the same, elementwise, in plain float64 torch.
+
+    ``inputs`` draws float64 inputs, of which the first ``differentiable`` are; ``eager`` is what people write.
     """
 
     call: Callable[..., Tensor]
@@ -122,9 +123,7 @@ OPS: dict[str, Op] = {
         1,
     ),
     "gaussian_kl": Op(fastvae.gaussian_kl, kl_logvar, mu_and_logvar, kl_logvar, 2),
-    "gaussian_kl_std": Op(
-        lambda mu, std, **kw: fastvae.gaussian_kl(mu, std=std, **kw), kl_std, mu_and_std, kl_std, 2
-    ),
+    "gaussian_kl_std": Op(lambda mu, std, **kw: fastvae.gaussian_kl(mu, std=std, **kw), kl_std, mu_and_std, kl_std, 2),
     "gaussian_kl_prior": Op(
         lambda mu, logvar, prior_mu, prior_logvar, **kw: fastvae.gaussian_kl(
             mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, **kw
@@ -155,7 +154,9 @@ def reduce(elements: Tensor, reduction: str) -> Tensor:
     return elements.sum() if reduction == "sum" else elements.mean()
 
 
-def value_and_gradients(call: Callable[..., Tensor], inputs: list[Tensor], differentiable: int, upstream: Tensor | None = None):
+def value_and_gradients(
+    call: Callable[..., Tensor], inputs: list[Tensor], differentiable: int, upstream: Tensor | None = None
+):
     """The value and its gradients in the first ``differentiable`` inputs, for ``upstream`` (default: 1)."""
     leaves = [t.detach().requires_grad_(k < differentiable) for k, t in enumerate(inputs)]
     value = call(*leaves)

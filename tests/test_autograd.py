@@ -9,11 +9,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from table import CPU_BACKENDS, OPS, reduce, value_and_gradients
 from torch import Tensor, nn
 
 import fastvae
 from fastvae import ops
+
+from table import CPU_BACKENDS, OPS, reduce, value_and_gradients
 
 pytestmark = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
@@ -40,7 +41,12 @@ def test_upstream_gradient(backend: str, factor: float, dtype: torch.dtype) -> N
     logits.requires_grad_()
     (fastvae.bce_with_logits(logits, target) * factor).backward()
     want = want_gradient(logits.float(), target.float(), factor)
-    torch.testing.assert_close(logits.grad.float(), want.to(dtype).float(), rtol=1e-6 if dtype == torch.float32 else 2e-2, atol=1e-6 * max(1, factor))
+    torch.testing.assert_close(
+        logits.grad.float(),
+        want.to(dtype).float(),
+        rtol=1e-6 if dtype == torch.float32 else 2e-2,
+        atol=1e-6 * max(1, factor),
+    )
 
 
 def test_backward_twice(backend: str) -> None:
@@ -178,7 +184,9 @@ def test_a_float16_training_step_with_grad_scaler(backend: str) -> None:
     assert logits.dtype == torch.float16
     assert loss.dtype == torch.float32
     scaler.scale(loss).backward()
-    want = torch.autograd.grad(F.binary_cross_entropy_with_logits(model(x), target, reduction="sum") / 8, model.weight)[0]
+    want = torch.autograd.grad(F.binary_cross_entropy_with_logits(model(x), target, reduction="sum") / 8, model.weight)[
+        0
+    ]
     torch.testing.assert_close(model.weight.grad / scaler.get_scale(), want, rtol=1e-2, atol=1e-2)
 
 
@@ -274,7 +282,10 @@ def test_modules_do_what_the_functions_do(backend: str) -> None:
     mu, logvar = OPS["gaussian_kl"].inputs(4, 3)
     modules = fastvae.nn
     pairs = [
-        (modules.BCELoss(eps=None, reduction="sum")(probs, target), fastvae.bce(probs, target, eps=None, reduction="sum")),
+        (
+            modules.BCELoss(eps=None, reduction="sum")(probs, target),
+            fastvae.bce(probs, target, eps=None, reduction="sum"),
+        ),
         (modules.BCEWithLogitsLoss()(logits, target), fastvae.bce_with_logits(logits, target)),
         (
             modules.ContinuousBernoulliWithLogitsLoss()(logits, target),
@@ -284,7 +295,10 @@ def test_modules_do_what_the_functions_do(backend: str) -> None:
         (modules.L1Loss()(logits, target), fastvae.l1(logits, target)),
         (modules.GaussianNLLLoss(var=2.0)(logits, target), fastvae.gaussian_nll(logits, target, var=2.0)),
         (modules.GaussianKL(free_bits=0.1)(mu, logvar), fastvae.gaussian_kl(mu, logvar, free_bits=0.1)),
-        (modules.ELBOLoss(beta=2.0)(logits, target, mu, logvar), fastvae.elbo_loss(logits, target, mu, logvar, beta=2.0)),
+        (
+            modules.ELBOLoss(beta=2.0)(logits, target, mu, logvar),
+            fastvae.elbo_loss(logits, target, mu, logvar, beta=2.0),
+        ),
     ]
     for got, want in pairs:
         torch.testing.assert_close(got, want, rtol=0, atol=0)
@@ -326,7 +340,9 @@ def test_elementwise_loss_summed_by_torch(backend: str) -> None:
     logits, target = logits_target()
     for total in (lambda e: e.sum(), lambda e: e.sum(dim=1).mean(), lambda e: (e * e.detach()).sum()):
         want = value_and_gradients(lambda y, t=total: t(OPS["bce_with_logits"].expected(y, target)), [logits], 1)
-        got = value_and_gradients(lambda y, t=total: t(fastvae.bce_with_logits(y, target, reduction="none")), [logits], 1)
+        got = value_and_gradients(
+            lambda y, t=total: t(fastvae.bce_with_logits(y, target, reduction="none")), [logits], 1
+        )
         torch.testing.assert_close(got, want)
 
 

@@ -20,10 +20,18 @@ META = torch.zeros(4, 3, device="meta")
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastvae.reparameterize(M), ValueError, "exactly one of logvar and std must be given, got neither"),
     (lambda: fastvae.gaussian_kl(M, LV, std=LV), ValueError, "exactly one of logvar and std must be given, got both"),
-    (lambda: fastvae.reparameterize(M.int(), LV), TypeError, "mu must be float64, float32, bfloat16 or float16, got int32"),
+    (
+        lambda: fastvae.reparameterize(M.int(), LV),
+        TypeError,
+        "mu must be float64, float32, bfloat16 or float16, got int32",
+    ),
     (lambda: fastvae.reparameterize([0.0], LV), TypeError, "mu must be a tensor, got list"),
     (lambda: fastvae.gaussian_kl(M, LV[:2]), ValueError, "logvar must have the shape of mu, [4, 3], got [2, 3]"),
-    (lambda: fastvae.gaussian_kl(M, std=LV.long()), TypeError, "std must be float64, float32, bfloat16 or float16, got int64"),
+    (
+        lambda: fastvae.gaussian_kl(M, std=LV.long()),
+        TypeError,
+        "std must be float64, float32, bfloat16 or float16, got int64",
+    ),
     (lambda: fastvae.gaussian_kl(M, META), ValueError, "logvar must be on the device of mu, cpu, got meta"),
     (lambda: fastvae.gaussian_kl(torch.tensor(1.0), torch.tensor(1.0)), ValueError, "mu must have a batch dimension"),
     (
@@ -32,7 +40,11 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
         "reduction must be one of 'none', 'example', 'sum', 'mean', 'batchmean', got 'average'",
     ),
     (lambda: fastvae.gaussian_kl(M, LV, free_bits=-1), ValueError, "free_bits must be >= 0, got -1"),
-    (lambda: fastvae.gaussian_kl(M, LV, prior_mu=M), ValueError, "prior_mu and prior_logvar come together, got no prior_logvar"),
+    (
+        lambda: fastvae.gaussian_kl(M, LV, prior_mu=M),
+        ValueError,
+        "prior_mu and prior_logvar come together, got no prior_logvar",
+    ),
     (
         lambda: fastvae.gaussian_kl(M, LV, prior_mu=torch.zeros(5), prior_logvar=LV),
         ValueError,
@@ -47,14 +59,34 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "generator and seed exclude each other",
     ),
-    (lambda: fastvae.bce_with_logits(L, X[:, :5]), ValueError, "target must have the shape of logits, [4, 9], got [4, 5]"),
-    (lambda: fastvae.bce_with_logits(L, X.long()), TypeError, "target must be floating point, or uint8 meaning x/255, got int64"),
-    (lambda: fastvae.bce_with_logits(L, X.bool()), TypeError, "target must be floating point, or uint8 meaning x/255, got bool"),
+    (
+        lambda: fastvae.bce_with_logits(L, X[:, :5]),
+        ValueError,
+        "target must have the shape of logits, [4, 9], got [4, 5]",
+    ),
+    (
+        lambda: fastvae.bce_with_logits(L, X.long()),
+        TypeError,
+        "target must be floating point, or uint8 meaning x/255, got int64",
+    ),
+    (
+        lambda: fastvae.bce_with_logits(L, X.bool()),
+        TypeError,
+        "target must be floating point, or uint8 meaning x/255, got bool",
+    ),
     (lambda: fastvae.bce(L, X, eps=0.0), ValueError, "eps must be > 0 and <= 0.5, got 0.0"),
     (lambda: fastvae.gaussian_nll(L, X, var=0), ValueError, "var must be > 0, got 0"),
     (lambda: fastvae.gaussian_nll(L, X, var=M), TypeError, "var must be a number, got Tensor"),
-    (lambda: fastvae.elbo_loss(L, X, M, LV, likelihood="poisson"), ValueError, "likelihood must be one of 'bernoulli_logits'"),
-    (lambda: fastvae.elbo_loss(L, X, M, LV, reduction="mean"), ValueError, "reduction must be 'example', 'sum' or 'batchmean'"),
+    (
+        lambda: fastvae.elbo_loss(L, X, M, LV, likelihood="poisson"),
+        ValueError,
+        "likelihood must be one of 'bernoulli_logits'",
+    ),
+    (
+        lambda: fastvae.elbo_loss(L, X, M, LV, reduction="mean"),
+        ValueError,
+        "reduction must be 'example', 'sum' or 'batchmean'",
+    ),
     (lambda: fastvae.elbo_loss(L, X, M, LV, beta=-1.0), ValueError, "beta must be >= 0, got -1.0"),
     (lambda: fastvae.elbo_loss(L, X, M[:2], LV[:2]), ValueError, "mu must have the batch size of recon, 4, got 2"),
     (lambda: fastvae.elbo_loss(L, X, META, META), ValueError, "mu must be on the device of recon, cpu, got meta"),
@@ -85,7 +117,9 @@ def test_bad_arguments(call: Callable[[], object], kind: type[Exception], messag
         (lambda t, **kw: fastvae.continuous_bernoulli_with_logits(L, t, **kw), "target must lie in [0, 1]"),
     ],
 )
-def test_values_outside_the_unit_interval(backend: str, reduction: str, call: Callable[..., object], message: str) -> None:
+def test_values_outside_the_unit_interval(
+    backend: str, reduction: str, call: Callable[..., object], message: str
+) -> None:
     bad = X.clone()
     bad[0, 0], bad[3, 8], bad[2, 2] = -0.5, 255, float("nan")
     with fastvae.use_backend(backend), pytest.raises(ValueError, match="^" + re.escape(message)):
@@ -102,7 +136,10 @@ def test_values_that_are_fine(backend: str) -> None:
 
 
 def test_a_backend_that_cannot_serve_says_why() -> None:
-    with fastvae.use_backend("numba"), pytest.raises(RuntimeError, match="backend 'numba' serves tensors on cpu, got one on"):
+    with (
+        fastvae.use_backend("numba"),
+        pytest.raises(RuntimeError, match="backend 'numba' serves tensors on cpu, got one on"),
+    ):
         backend_for("cuda")
 
 
@@ -110,7 +147,11 @@ def test_backend_from_the_environment() -> None:
     code = "from fastvae.backends import backend_name; print(backend_name('cpu'))"
     for name in ("torch", "numba"):
         run = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "FASTVAE_BACKEND": name}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "FASTVAE_BACKEND": name},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert run.stdout.strip() == name
 
@@ -118,7 +159,11 @@ def test_backend_from_the_environment() -> None:
 def test_an_unknown_backend_in_the_environment_is_named() -> None:
     code = "import torch, fastvae; fastvae.mse(torch.zeros(1, 1), torch.zeros(1, 1))"
     run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "FASTVAE_BACKEND": "fpga"}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env={**os.environ, "FASTVAE_BACKEND": "fpga"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode != 0
     assert "backend must be one of 'torch', 'numba'" in run.stderr

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from table import CPU_BACKENDS
 
 import fastvae
 from fastvae.kernels.reference.noise import noise
 from fastvae.random import philox4x32
+
+from table import CPU_BACKENDS
 
 # Random123, tests/kat_vectors: philox4x32 10, counter and key words lowest first
 KNOWN_ANSWERS = [

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from table import CPU_BACKENDS, DTYPES, OPS, REDUCTIONS, Op, reduce, value_and_gradients
 from torch import Tensor
 
 import fastvae
+
+from table import CPU_BACKENDS, DTYPES, OPS, REDUCTIONS, Op, reduce, value_and_gradients
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t,
@@ -44,7 +45,9 @@ def check(op: Op, inputs: list[Tensor], dtype: torch.dtype, reduction: str) -> N
     ours, our_grads = value_and_gradients(lambda *a: op.call(*a, reduction=reduction), rounded, op.differentiable)
     assert ours.shape == want.shape
     assert ours.dtype == (dtype if reduction == "none" or dtype == torch.float64 else torch.float32)
-    assert error(ours, want) <= 2 * error(eager, want) + tiny(dtype, op, inputs, reduction) * (1 + want.abs().max().item())
+    assert error(ours, want) <= 2 * error(eager, want) + tiny(dtype, op, inputs, reduction) * (
+        1 + want.abs().max().item()
+    )
     for k, (grad, eager_grad, want_grad) in enumerate(zip(our_grads, eager_grads, want_grads, strict=True)):
         assert grad.dtype == dtype
         assert grad.shape == inputs[k].shape
@@ -104,7 +107,11 @@ def test_zero_size(backend: str, op: str) -> None:
                 ours, grads = value_and_gradients(
                     lambda *a, r=reduction: OPS[op].call(*a, reduction=r), inputs, OPS[op].differentiable
                 )
-                want = reduce(OPS[op].expected(*inputs), reduction) if shape != (0,) or reduction != "example" else inputs[0]
+                want = (
+                    reduce(OPS[op].expected(*inputs), reduction)
+                    if shape != (0,) or reduction != "example"
+                    else inputs[0]
+                )
                 torch.testing.assert_close(ours, want, equal_nan=True)
                 assert [g.shape for g in grads] == [t.shape for t in inputs[: OPS[op].differentiable]]
 

@@ -8,9 +8,10 @@ import threading
 
 import pytest
 import torch
-from table import CPU_BACKENDS
 
 import fastvae
+
+from table import CPU_BACKENDS
 
 
 def python(code: str) -> str:
@@ -21,7 +22,10 @@ def python(code: str) -> str:
 
 def test_import_loads_nothing_heavy() -> None:
     heavy = "numba", "llvmlite", "triton", "matplotlib", "sklearn", "mlxtend", "pandas", "tqdm", "safetensors"
-    code = f"import torch, sys; before = set(sys.modules); import fastvae; print([m for m in {heavy} if m in set(sys.modules) - before])"
+    code = (
+        "import torch, sys; before = set(sys.modules); import fastvae;"
+        f"print([m for m in {heavy} if m in set(sys.modules) - before])"
+    )
     assert python(code) == "[]"
 
 

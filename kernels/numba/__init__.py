@@ -42,10 +42,9 @@ class Grid:
         self.tensors = [t for t, _ in placed]  # as_rows may copy: keep the copy while its address is in use
         self.strides = [stride for _, stride in placed]
         self.total, self.cols, self.rows = like.numel(), cols(like), like.shape[0]
-        if self.rows == 1 or (not by_example and all(stride == self.cols for stride in self.strides)):
-            if not by_example:
-                self.cols, self.rows = BLOCK, -(-self.total // BLOCK)
-                self.strides = [BLOCK] * len(tensors)
+        if not by_example and (self.rows == 1 or all(stride == self.cols for stride in self.strides)):
+            self.cols, self.rows = BLOCK, -(-self.total // BLOCK)
+            self.strides = [BLOCK] * len(tensors)
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -151,7 +150,14 @@ def reconstruction_backward(
         return gradient
     upstream, stride = by_row
     grid = Grid([recon, target], by_example=stride != 0)
-    args = (upstream.data_ptr(), stride, *grid.places, gradient.data_ptr(), parameter, reduction_weight(reduction, recon))
+    args = (
+        upstream.data_ptr(),
+        stride,
+        *grid.places,
+        gradient.data_ptr(),
+        parameter,
+        reduction_weight(reduction, recon),
+    )
     threads.run(reconstruction.backward_rows(*types), grid.rows, grid.cols, grid.cols, grid.total, *args)
     return gradient
 
@@ -260,9 +266,7 @@ def latent_backward(
     grid = Grid([mu, scale, *priors], by_example=c_stride != 0)
     with_z = grad_z is not None and seed is not None
     grad_z = grad_z.contiguous() if grad_z is not None else None
-    kernel = latent.backward(
-        TYPES[mu.dtype], int(log_scale), bool(priors), with_z, grad_kl is not None, by_element
-    )
+    kernel = latent.backward(TYPES[mu.dtype], int(log_scale), bool(priors), with_z, grad_kl is not None, by_element)
     threads.run(
         kernel,
         grid.rows,

@@ -6,6 +6,7 @@ their contents are part of the key (``STAMP``, which every kernel mentions).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +18,6 @@ STAMP = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).pa
 
 def on_disk(function: Function) -> Function:
     """Keep what ``function`` compiles to in Numba's cache; in memory only where no folder is writable."""
-    try:
+    with contextlib.suppress(RuntimeError):
         function.enable_caching()  # type: ignore[attr-defined]
-    except RuntimeError:
-        pass
     return function

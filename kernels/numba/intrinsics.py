@@ -11,7 +11,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-I16, I32, I64, F16, F32, F64 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType(), ir.DoubleType()
+I16, I32, I64, F16, F32, F64 = (
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.HalfType(),
+    ir.FloatType(),
+    ir.DoubleType(),
+)
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16, UINT8 = range(5)
 
@@ -20,7 +27,7 @@ def _function(result, arguments, emit):
     """An intrinsic ``arguments → result`` whose body is ``emit(builder, *values)``."""
     parameters = ", ".join(f"a{i}" for i in range(len(arguments)))
     scope = {"result": result, "arguments": arguments, "emit": emit}
-    exec(  # noqa: S102  (an intrinsic must have its arity in its signature)
+    exec(
         f"def function(context, {parameters}):\n"
         f"    return result(*arguments), lambda ctx, builder, signature, args: emit(builder, *args)",
         scope,

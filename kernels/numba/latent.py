@@ -71,7 +71,9 @@ def _std_of(log_scale, scale):
 
 
 @functools.cache
-def forward(dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool) -> Callable[..., int]:
+def forward(
+    dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool
+) -> Callable[..., int]:
     """z and, for each row, Σ kl in float64; or kl elementwise if ``by_element``."""
     sources = cache.STAMP
 
@@ -128,7 +130,9 @@ def forward(dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl:
 
 
 @functools.cache
-def backward(dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool) -> Callable[..., int]:
+def backward(
+    dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool
+) -> Callable[..., int]:
     """∂mu = Σ g + c·∂kl/∂mu and ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale; c is one number a row, or an element."""
     sources, c_type = cache.STAMP, dtype if by_element else FLOAT64 if dtype == FLOAT64 else FLOAT32
 
@@ -140,7 +144,12 @@ def backward(dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl
     ):  # fmt: skip
         sources  # noqa: B018
         zero = constant(0.0, load(dtype, mu_ptr, 0))
-        one, half, floor, eps = constant(1.0, zero), constant(0.5, zero), constant(free_bits, zero), constant(STD_EPS, zero)
+        one, half, floor, eps = (
+            constant(1.0, zero),
+            constant(0.5, zero),
+            constant(free_bits, zero),
+            constant(STD_EPS, zero),
+        )
         tile, g, g_epsilon = np.empty(PADDED, np.float32), np.empty(TILE, type(zero)), np.empty(TILE, type(zero))
         tile_ptr = np.int64(tile.ctypes.data)
         for row in range(first, last):

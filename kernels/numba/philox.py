@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
+from .intrinsics import FLOAT32 as F32
 from .intrinsics import (
     add_unsigned,
     exclusive_or,
@@ -16,7 +17,6 @@ from .intrinsics import (
     to_float_unsigned,
     truncate,
 )
-from .intrinsics import FLOAT32 as F32
 from .math import cos_sin_turn32, exact, log_normal32
 
 u = np.uint32

@@ -28,7 +28,18 @@ def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradie
 
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def forward(
-        first, last, cols, total, recon_ptr, recon_stride, target_ptr, target_stride, grad_ptr, sums_ptr, parameter, weight
+        first,
+        last,
+        cols,
+        total,
+        recon_ptr,
+        recon_stride,
+        target_ptr,
+        target_stride,
+        grad_ptr,
+        sums_ptr,
+        parameter,
+        weight,
     ):
         sources  # noqa: B018  (part of the key of the cache on disk)
         flags = outside_unit(0, 0)

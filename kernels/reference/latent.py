@@ -34,6 +34,10 @@ def sample_shape(mu: Tensor, samples: int) -> torch.Size:
     return torch.Size((samples, *mu.shape)) if samples else mu.shape
 
 
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
 def gaussian_kl(
     mu: Tensor,
     scale: Tensor,
@@ -44,12 +48,13 @@ def gaussian_kl(
     reduction: str,
 ) -> Tensor:
     dtype = accumulator(mu.dtype)
-    priors = (None if p is None else p.to(dtype) for p in (prior_mu, prior_logvar))
-    return reduce(kl_elements(mu.to(dtype), scale.to(dtype), *priors, log_scale, free_bits), reduction, mu.dtype)
+    p_mu, p_logvar = _cast(prior_mu, dtype), _cast(prior_logvar, dtype)
+    elements = kl_elements(mu.to(dtype), scale.to(dtype), p_mu, p_logvar, log_scale, free_bits)
+    return reduce(elements, reduction, mu.dtype)
 
 
 def sample(mu: Tensor, scale: Tensor, seed: Tensor, log_scale: bool, samples: int) -> Tensor:
-    """z = mu + σ·ε (Kingma & Welling 2014, eq. 10)."""
+    """Draw z = mu + σ·ε (Kingma & Welling 2014, eq. 10)."""
     dtype = accumulator(mu.dtype)
     epsilon = noise(seed, sample_shape(mu, samples)).to(dtype)
     std = torch.exp(0.5 * scale.to(dtype)) if log_scale else scale.to(dtype)
@@ -106,15 +111,13 @@ def latent_backward(
         var = s.exp() if log_scale else s * s
         slope = 0.5 * var if log_scale else s  # ∂(½σ²)/∂scale
         log_slope = 0.5 if log_scale else s / (STD_EPS + var)  # ∂(½ log σ²)/∂scale
-        priors = None
-        if prior_mu is not None and prior_logvar is not None:
-            priors = prior_mu.to(dtype), prior_logvar.to(dtype)
+        p_mu, p_logvar = _cast(prior_mu, dtype), _cast(prior_logvar, dtype)
         if free_bits > 0:
-            c = c * (kl_elements(m, s, *(priors or (None, None)), log_scale, 0.0) >= free_bits)
-        if priors is None:
+            c = c * (kl_elements(m, s, p_mu, p_logvar, log_scale, 0.0) >= free_bits)
+        if p_mu is None or p_logvar is None:
             grad_mu, grad_scale = grad_mu + c * m, grad_scale + c * (slope - log_slope)
         else:
-            precision, d = torch.exp(-priors[1]), m - priors[0]
+            precision, d = torch.exp(-p_logvar), m - p_mu
             grad_mu = grad_mu + c * d * precision
             grad_scale = grad_scale + c * (slope * precision - log_slope)
             grad_priors = [-c * d * precision, 0.5 * c * (1 - (var + d * d) * precision)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..checks import check_unit_range
@@ -15,7 +16,7 @@ def prepare(recon: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return recon.to(dtype), target.to(dtype) / (1 if target.is_floating_point() else 255)
 
 
-def reduce(elements: Tensor, reduction: str, dtype) -> Tensor:
+def reduce(elements: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
     """Elementwise terms in accumulator precision to a loss of the ``reduction`` over inputs of ``dtype``."""
     if reduction == "example":
         elements = elements.reshape(elements.shape[0], elements.shape[1:].numel()).sum(dim=1)
@@ -46,7 +47,10 @@ def reconstruction_forward(
     if not with_gradient:
         return [nll]
     one = nll.new_ones(())
-    return [nll, reconstruction_backward(one, recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction)]
+    return [
+        nll,
+        reconstruction_backward(one, recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction),
+    ]
 
 
 def reconstruction_backward(
