@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import unit_range_error
+from ..checks import check_unit_range
 from ..layout import TOTAL_REDUCTIONS, accumulator, as_rows, cols, loss_dtype, loss_shape, reduction_weight
-from . import latent, reconstruction, threads
+from . import latent, memory, reconstruction, threads
 from .intrinsics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8
 from .likelihoods import IDS
 
@@ -52,28 +52,13 @@ class Grid:
         return tuple(n for t, s in zip(self.tensors, self.strides, strict=True) for n in (t.data_ptr(), s))
 
 
-def _check(flags: int, likelihood: str, recon: Tensor, target: Tensor) -> None:
-    if flags and "bernoulli" in likelihood:
-        error = unit_range_error("target", target)
-        if error is not None:
-            raise error
-
-
-def _check_probs(likelihood: str, recon: Tensor) -> None:
-    if "probs" in likelihood:
-        error = unit_range_error("probs", recon)
-        if error is not None:
-            raise error
-
-
 def _row_sums(
     recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str, with_gradient: bool
 ) -> tuple[Grid, Tensor, list[Tensor]]:
     """The rows, Σ nll of each in float64, and the gradient if asked for."""
     grid = Grid([recon, target], by_example=reduction == "example")
     sums = torch.empty(grid.rows, dtype=torch.float64)
-    gradient = [torch.empty(recon.shape, dtype=recon.dtype)] if with_gradient else []
-    _check_probs(likelihood, recon)
+    gradient = [memory.empty(recon.shape, recon.dtype)] if with_gradient else []
     if grid.rows and grid.total:
         kernel = reconstruction.forward_rows(IDS[likelihood], TYPES[recon.dtype], TYPES[target.dtype], with_gradient)
         flags = threads.run(
@@ -88,7 +73,8 @@ def _row_sums(
             parameter,
             reduction_weight(reduction, recon),
         )
-        _check(flags, likelihood, recon, target)
+        if flags:
+            check_unit_range(likelihood, recon, target)
     else:
         sums.zero_()
     return grid, sums, gradient
@@ -109,13 +95,13 @@ def reconstruction_forward(
         _, sums, gradient = _row_sums(recon, target, likelihood, parameter, reduction, with_gradient)
         return [_finish(sums, reduction, recon)[0], *gradient]
     grid = Grid([recon, target], by_example=False)
-    nll = torch.empty(recon.shape, dtype=recon.dtype)
-    _check_probs(likelihood, recon)
+    nll = memory.empty(recon.shape, recon.dtype)
     if grid.total:
         kernel = reconstruction.forward_elements(IDS[likelihood], TYPES[recon.dtype], TYPES[target.dtype])
         places = (*grid.places, nll.data_ptr())
         flags = threads.run(kernel, grid.rows, grid.cols, grid.cols, grid.total, *places, parameter)
-        _check(flags, likelihood, recon, target)
+        if flags:
+            check_unit_range(likelihood, recon, target)
     return [nll]
 
 
@@ -137,7 +123,7 @@ def _by_row(upstream: Tensor, reduction: str, like: Tensor) -> tuple[Tensor, int
 def reconstruction_backward(
     grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
 ) -> Tensor:
-    gradient = torch.empty(recon.shape, dtype=recon.dtype)
+    gradient = memory.empty(recon.shape, recon.dtype)
     if not recon.numel():
         return gradient
     types = (IDS[likelihood], TYPES[recon.dtype], TYPES[target.dtype])
@@ -190,11 +176,11 @@ def _latent(
 ) -> tuple[Tensor | None, Tensor | None]:
     """z if there is a seed; elementwise kl, or its row sums in float64, if there is a reduction."""
     grid = Grid([mu, scale, *priors], by_example=reduction == "example")
-    z = None if seed is None else torch.empty((samples, *mu.shape) if samples else mu.shape, dtype=mu.dtype)
+    z = None if seed is None else memory.empty((samples, *mu.shape) if samples else mu.shape, mu.dtype)
     by_element = reduction == "none"
     kl = None
     if reduction:
-        kl = torch.empty(mu.shape, dtype=mu.dtype) if by_element else torch.empty(grid.rows, dtype=torch.float64)
+        kl = memory.empty(mu.shape, mu.dtype) if by_element else torch.empty(grid.rows, dtype=torch.float64)
     if not grid.total:
         return z, kl if kl is None else kl.zero_()
     kernel = latent.forward(TYPES[mu.dtype], int(log_scale), bool(priors), z is not None, kl is not None, by_element)
@@ -255,7 +241,7 @@ def latent_backward(
             grad_z, None, mu, scale, seed, None, None,
             log_scale=log_scale, samples=samples, free_bits=free_bits, reduction=reduction,
         ) + zeros  # fmt: skip
-    gradients = [torch.empty(mu.shape, dtype=mu.dtype) for _ in range(2 + len(priors))]
+    gradients = [memory.empty(mu.shape, mu.dtype) for _ in range(2 + len(priors))]
     if not mu.numel():
         return gradients
     c, c_stride, by_element = mu, 0, False

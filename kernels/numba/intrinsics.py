@@ -23,6 +23,11 @@ I16, I32, I64, F16, F32, F64 = (
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16, UINT8 = range(5)
 
 
+def inlined(function):
+    """``overload`` by literal arguments, inlined by force: one call left in a loop and it is not vectorised."""
+    return overload(function, prefer_literal=True, jit_options={"forceinline": True})
+
+
 def _function(result, arguments, emit):
     """An intrinsic ``arguments → result`` whose body is ``emit(builder, *values)``."""
     parameters = ", ".join(f"a{i}" for i in range(len(arguments)))
@@ -60,12 +65,17 @@ multiply_high = _function(u32, (u32, u32), _multiply_high)
 multiply_low = _function(u32, (u32, u32), lambda b, x, y: b.mul(x, y))
 
 
-def _outside_unit(b, flag, x):
-    outside = b.or_(b.fcmp_ordered("<", x, ir.Constant(F32, 0.0)), b.fcmp_ordered(">", x, ir.Constant(F32, 1.0)))
-    return b.or_(flag, b.zext(outside, I32))
+@intrinsic
+def outside_unit(context, flag, x):
+    """``flag | (x < 0 or x > 1)``; NaN is neither."""
 
+    def emit(ctx, b, signature, args):
+        value = args[1]
+        zero, one = ir.Constant(value.type, 0.0), ir.Constant(value.type, 1.0)
+        outside = b.or_(b.fcmp_ordered("<", value, zero), b.fcmp_ordered(">", value, one))
+        return b.or_(args[0], b.zext(outside, I32))
 
-outside_unit = _function(i32, (i32, f32), _outside_unit)  # flag | (x < 0 or x > 1); NaN is neither
+    return i32(i32, x), emit
 
 
 def _pointer(b, address, index, element):
@@ -140,6 +150,22 @@ _load_uint8_as_float64 = _function(
 )
 
 
+@intrinsic
+def select(context, condition, a, b):
+    """``a if condition else b`` of two floats as one instruction, not a branch: a branch stops the vectoriser."""
+    return a(types.boolean, a, a), lambda ctx, builder, signature, args: builder.select(*args)
+
+
+@intrinsic
+def select_nonzero(context, condition, a, b):
+    """The same for an int32 condition."""
+
+    def emit(ctx, builder, signature, args):
+        return builder.select(builder.icmp_signed("!=", args[0], ir.Constant(I32, 0)), args[1], args[2])
+
+    return a(types.int32, a, a), emit
+
+
 def load(dtype, address, index):
     """Element ``index`` of the array of ``dtype`` at ``address``, as float32 (float64 for FLOAT64)."""
     raise NotImplementedError("only inside compiled code")
@@ -160,13 +186,13 @@ def constant(value, like):
     raise NotImplementedError("only inside compiled code")
 
 
-@overload(load, prefer_literal=True)
+@inlined(load)
 def _load(dtype, address, index):
     emit = _LOADS[dtype.literal_value]
     return lambda dtype, address, index: emit(address, index)
 
 
-@overload(load_like, prefer_literal=True)
+@inlined(load_like)
 def _load_like(dtype, address, index, like):
     if like == f64 and dtype.literal_value == UINT8:
         return lambda dtype, address, index, like: _load_uint8_as_float64(address, index)
@@ -176,7 +202,7 @@ def _load_like(dtype, address, index, like):
     return lambda dtype, address, index, like: f32(emit(address, index))
 
 
-@overload(store, prefer_literal=True)
+@inlined(store)
 def _store(dtype, address, index, value):
     emit = _STORES[dtype.literal_value]
     if dtype.literal_value == FLOAT64:
@@ -184,6 +210,6 @@ def _store(dtype, address, index, value):
     return lambda dtype, address, index, value: emit(address, index, f32(value))
 
 
-@overload(constant)
+@inlined(constant)
 def _constant(value, like):
     return (lambda value, like: f64(value)) if like == f64 else (lambda value, like: f32(value))

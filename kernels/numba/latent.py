@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 from numba import njit
-from numba.extending import overload
 
 from ..reference.latent import STD_EPS
 from . import cache
-from .intrinsics import FLOAT32, FLOAT64, constant, load, store
+from .intrinsics import FLOAT32, FLOAT64, constant, inlined, load, store
 from .math import exact, exp, log
 from .philox import PADDED, TILE, fill
 from .reconstruction import REDUCE
@@ -56,7 +55,7 @@ def std_of(log_scale, scale):
     raise NotImplementedError("only inside compiled code")
 
 
-@overload(kl_element, prefer_literal=True)
+@inlined(kl_element)
 def _kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var):
     kl = _kl_logvar if log_scale.literal_value else _kl_std
     return lambda log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var: kl(
@@ -64,7 +63,7 @@ def _kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var)
     )
 
 
-@overload(std_of, prefer_literal=True)
+@inlined(std_of)
 def _std_of(log_scale, scale):
     std = _std_of_logvar if log_scale.literal_value else _std_of_std
     return lambda log_scale, scale: std(scale)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 
-from numba.extending import overload
-
 from ..reference.likelihoods import LIKELIHOODS
-from .intrinsics import constant
+from .intrinsics import constant, inlined, select
 from .math import exact, exp_negative, log, log_normal
 
 IDS = {name: index for index, name in enumerate(LIKELIHOODS)}
+BOUNDED_TARGET = frozenset(i for name, i in IDS.items() if "bernoulli" in name)
+BOUNDED_RECON = frozenset(i for name, i in IDS.items() if "probs" in name)
 
 
 @exact
@@ -23,8 +23,8 @@ def bernoulli_logits(y, x, _):
     a = exp_negative(-abs(y))
     factor = one + a
     inverse = one / factor
-    sigmoid = inverse if y >= zero else a * inverse
-    return (y if y > zero else zero) - y * x, factor, sigmoid - x
+    sigmoid = select(y >= zero, inverse, a * inverse)
+    return select(y > zero, y, zero) - y * x, factor, sigmoid - x
 
 
 @exact
@@ -34,8 +34,8 @@ def bernoulli_logits_exact(y, x, _):
     a = exp_negative(-abs(y))
     factor = one + a
     inverse = one / factor
-    sigmoid = inverse if y >= zero else a * inverse
-    return (y if y > zero else zero) - y * x + (a - (factor - one)) * inverse, factor, sigmoid - x
+    sigmoid = select(y >= zero, inverse, a * inverse)
+    return select(y > zero, y, zero) - y * x + (a - (factor - one)) * inverse, factor, sigmoid - x
 
 
 @exact
@@ -43,13 +43,13 @@ def bernoulli_probs(y, x, eps):
     one, zero = constant(1.0, y), constant(0.0, y)
     z = one - y
     high = one - eps
-    p = eps if y < eps else y
-    p = high if p > high else p
-    q = eps if z < eps else z
-    q = high if q > high else q
-    derivative = (one - x) / q - x / p
-    clipped = (y < eps) | (z < eps)
-    return -x * log(p) - (one - x) * log(q), one, zero if clipped else derivative
+    p = select(y < eps, eps, y)
+    p = select(p > high, high, p)
+    q = select(z < eps, eps, z)
+    q = select(q > high, high, q)
+    derivative = (y - x) / (p * q)  # (1−x)/q − x/p with one division
+    derivative = select(y < eps, zero, select(z < eps, zero, derivative))
+    return -x * log(p) - (one - x) * log(q), one, derivative
 
 
 @exact
@@ -58,11 +58,11 @@ def bernoulli_probs_log_clamped(y, x, _):
     z = one - y
     log_y = log(y)
     # log1p(−y): what 1 − y rounds away of a small y is put back
-    log_z = log(z) + (((one - z) - y) / z if z > tiny else constant(0.0, y))
-    log_y = low if log_y < low else log_y
-    log_z = low if log_z < low else log_z
+    log_z = log(z) + select(z > tiny, ((one - z) - y) / z, constant(0.0, y))
+    log_y = select(log_y < low, low, log_y)
+    log_z = select(log_z < low, low, log_z)
     spread = z * y
-    return (x - one) * log_z - x * log_y, one, (y - x) / (tiny if spread < tiny else spread)
+    return (x - one) * log_z - x * log_y, one, (y - x) / select(spread < tiny, tiny, spread)
 
 
 @exact
@@ -70,7 +70,7 @@ def continuous_bernoulli_logits(y, x, _):
     one, half, zero = constant(1.0, y), constant(0.5, y), constant(0.0, y)
     magnitude = abs(y)
     small = magnitude < half
-    s = y if small else zero
+    s = select(small, y, zero)
     s2 = s * s
     log_series = half * s + s2 * (
         constant(1 / 24, y)
@@ -88,13 +88,13 @@ def continuous_bernoulli_logits(y, x, _):
             + s2 * (constant(1 / 30240, y) + s2 * (constant(-1 / 1209600, y) + s2 * constant(1 / 47900160, y)))
         )
     )
-    v = one if small else magnitude
+    v = select(small, one, magnitude)
     a = exp_negative(-v)
     inverse = one / (one - a)
-    log_normalizer = (y if y > zero else zero) + log_normal((one - a) / v)
-    mean = (inverse if y >= zero else -a * inverse) - one / (v if y >= zero else -v)
-    nll = (log_series if small else log_normalizer) - x * y
-    return nll, one, (mean_series if small else mean) - x
+    log_normalizer = select(y > zero, y, zero) + log_normal((one - a) / v)
+    mean = select(y >= zero, inverse, -a * inverse) - one / select(y >= zero, v, -v)
+    nll = select(small, log_series, log_normalizer) - x * y
+    return nll, one, select(small, mean_series, mean) - x
 
 
 @exact
@@ -115,7 +115,7 @@ def l1(y, x, _):
     d = y - x
     one, zero = constant(1.0, y), constant(0.0, y)
     # d·0 keeps a NaN
-    return abs(d), one, one if d > zero else -one if d < zero else d * zero
+    return abs(d), one, select(d > zero, one, select(d < zero, -one, d * zero))
 
 
 TERMS = {
@@ -139,13 +139,13 @@ def element_terms(likelihood, y, x, parameter):
     raise NotImplementedError("only inside compiled code")
 
 
-@overload(terms, prefer_literal=True)
+@inlined(terms)
 def _terms(likelihood, y, x, parameter):
     term = TERMS[likelihood.literal_value]
     return lambda likelihood, y, x, parameter: term(y, x, parameter)
 
 
-@overload(element_terms, prefer_literal=True)
+@inlined(element_terms)
 def _element_terms(likelihood, y, x, parameter):
     if likelihood.literal_value == IDS["bernoulli_logits"]:
 

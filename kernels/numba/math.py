@@ -10,11 +10,23 @@ import math
 
 import numpy as np
 from numba import njit, types
-from numba.extending import overload
 
-from .intrinsics import add, as_signed, bit_and, bits, from_bits, shift_left, shift_right, subtract, to_float
+from .intrinsics import (
+    add,
+    as_signed,
+    bit_and,
+    bits,
+    from_bits,
+    inlined,
+    select,
+    select_nonzero,
+    shift_left,
+    shift_right,
+    subtract,
+    to_float,
+)
 
-exact = njit(fastmath={"contract", "nsz"}, error_model="numpy", nogil=True)
+exact = njit(fastmath={"contract", "nsz"}, error_model="numpy", nogil=True, forceinline=True)
 
 f = np.float32
 i = np.int32
@@ -24,7 +36,7 @@ LN2_HIGH, LN2_LOW = f(0.693359375), f(-2.12194440e-4)
 MAGIC = f(12582912.0)  # 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
 MAGIC_BITS = i(0x4B400000)
 SQRT_HALF_BITS = i(0x3F3504F3)
-MIN_NORMAL, TWO_23 = f(1.17549435e-38), f(8388608.0)
+MIN_NORMAL, TWO_23, LOG_TWO_23 = f(1.17549435e-38), f(8388608.0), f(15.942385)
 ZERO, ONE, HALF = f(0), f(1), f(0.5)
 EXP_LOW, EXP_HIGH = f(-87.0), f(88.5)
 MANTISSA, BIAS, C1, C2 = i(23), i(127), i(1), i(2)
@@ -42,8 +54,8 @@ QUADRANT_ROUND, QUADRANT_SHIFT = i(0x20000000), i(30)
 @exact
 def exp32(x):
     """e^x for x in [-87, 88.5], clamped to that outside; within 2 ulp. e^-87 is 1.6e-38."""
-    x = EXP_LOW if x < EXP_LOW else x
-    x = EXP_HIGH if x > EXP_HIGH else x
+    x = select(x < EXP_LOW, EXP_LOW, x)
+    x = select(x > EXP_HIGH, EXP_HIGH, x)
     shifted = x * LOG2_E + MAGIC
     n = shifted - MAGIC
     r = x - n * LN2_HIGH - n * LN2_LOW
@@ -59,7 +71,7 @@ def exp32(x):
 @exact
 def exp_negative32(x):
     """e^x for x ≤ 0, e^-87 below -87; within 2 ulp."""
-    x = EXP_LOW if x < EXP_LOW else x
+    x = select(x < EXP_LOW, EXP_LOW, x)
     shifted = x * LOG2_E + MAGIC
     n = shifted - MAGIC
     r = x - n * LN2_HIGH - n * LN2_LOW
@@ -85,8 +97,7 @@ def log_normal32(x):
 def log32(x):
     """log x for x ≥ 0, subnormals included; about -104 at 0."""
     small = x < MIN_NORMAL
-    scaled = log_normal32(x * TWO_23 if small else x)
-    return scaled - (f(15.942385) if small else ZERO)
+    return log_normal32(select(small, x * TWO_23, x)) - select(small, LOG_TWO_23, ZERO)
 
 
 @exact
@@ -98,10 +109,10 @@ def cos_sin_turn32(word):
     z = angle * angle
     s = ((S0 * z + S1) * z + S2) * z * angle + angle
     c = ((K0 * z + K1) * z + K2) * z * z - HALF * z + ONE
-    swap = bit_and(quadrant, C1) == C1
-    cos, sin = (s, c) if swap else (c, s)
-    cos = -cos if bit_and(add(quadrant, C1), C2) == C2 else cos
-    sin = -sin if bit_and(quadrant, C2) == C2 else sin
+    swap = bit_and(quadrant, C1)
+    cos, sin = select_nonzero(swap, s, c), select_nonzero(swap, c, s)
+    cos = select_nonzero(bit_and(add(quadrant, C1), C2), -cos, cos)
+    sin = select_nonzero(bit_and(quadrant, C2), -sin, sin)
     return cos, sin
 
 
@@ -126,7 +137,7 @@ def log(x):
 
 
 def _by_type(function, single, double):
-    @overload(function)
+    @inlined(function)
     def choose(x):
         if x == types.float32:
             return lambda x: single(x)

@@ -28,16 +28,31 @@ PADDED = TILE + 8  # a tile that starts within a group of four
 
 
 @exact
+def one_round(k0, k1, c0, c1, c2, c3):
+    h0, l0 = multiply_high(M0, c0), multiply_low(M0, c0)
+    h1, l1 = multiply_high(M1, c2), multiply_low(M1, c2)
+    return exclusive_or(exclusive_or(h1, c1), k0), l1, exclusive_or(exclusive_or(h0, c3), k1), l0
+
+
+@exact
+def two_rounds(k0, k1, c0, c1, c2, c3):
+    c0, c1, c2, c3 = one_round(k0, k1, c0, c1, c2, c3)
+    return one_round(add_unsigned(k0, W0), add_unsigned(k1, W1), c0, c1, c2, c3)
+
+
+@exact
 def philox(k0, k1, c0, c1):
-    """Philox4x32-10 of the counter (c0, c1, 0, 0)."""
-    c2, c3 = u(0), u(0)
-    for _ in range(10):
-        h0, l0 = multiply_high(M0, c0), multiply_low(M0, c0)
-        h1, l1 = multiply_high(M1, c2), multiply_low(M1, c2)
-        c0, c1 = exclusive_or(exclusive_or(h1, c1), k0), l1
-        c2, c3 = exclusive_or(exclusive_or(h0, c3), k1), l0
-        k0, k1 = add_unsigned(k0, W0), add_unsigned(k1, W1)
-    return c0, c1, c2, c3
+    """Philox4x32-10 of the counter (c0, c1, 0, 0); unrolled, or the loop around it would not be vectorised."""
+    s0, s1 = add_unsigned(W0, W0), add_unsigned(W1, W1)
+    c0, c1, c2, c3 = two_rounds(k0, k1, c0, c1, u(0), u(0))
+    k0, k1 = add_unsigned(k0, s0), add_unsigned(k1, s1)
+    c0, c1, c2, c3 = two_rounds(k0, k1, c0, c1, c2, c3)
+    k0, k1 = add_unsigned(k0, s0), add_unsigned(k1, s1)
+    c0, c1, c2, c3 = two_rounds(k0, k1, c0, c1, c2, c3)
+    k0, k1 = add_unsigned(k0, s0), add_unsigned(k1, s1)
+    c0, c1, c2, c3 = two_rounds(k0, k1, c0, c1, c2, c3)
+    k0, k1 = add_unsigned(k0, s0), add_unsigned(k1, s1)
+    return two_rounds(k0, k1, c0, c1, c2, c3)
 
 
 @exact

@@ -9,22 +9,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import numpy as np
 from numba import njit
 
 from . import cache
 from .intrinsics import FLOAT32, FLOAT64, UINT8, constant, load, load_like, outside_unit, store
-from .likelihoods import element_terms, terms
+from .likelihoods import BOUNDED_RECON, BOUNDED_TARGET, element_terms, terms
 from .math import log_normal
 
 # reassoc lets LLVM keep one partial sum (or product) a vector lane
 REDUCE = {"contract", "nsz", "reassoc"}
+CLEAR = np.int32(0)
 FACTORS = 96  # in [1, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
 
 
 @functools.cache
 def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradient: bool) -> Callable[..., int]:
-    """Σ nll of each row in float64; with the gradient for an upstream gradient of ``weight``."""
-    sources, check_target = cache.STAMP, target_type != UINT8
+    """Σ nll of each row in float64; with the gradient for an upstream gradient of ``weight``.
+
+    The compiled function returns whether a value is outside the unit interval that must not be.
+    """
+    sources, check_recon = cache.STAMP, likelihood in BOUNDED_RECON
+    check_target = likelihood in BOUNDED_TARGET and target_type != UINT8
 
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def forward(
@@ -42,7 +48,7 @@ def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradie
         weight,
     ):
         sources  # noqa: B018  (part of the key of the cache on disk)
-        flags = outside_unit(0, 0)
+        flags = CLEAR
         for row in range(first, last):
             recon, target, grad = row * recon_stride, row * target_stride, row * cols
             end = min(cols, total - grad)
@@ -56,6 +62,8 @@ def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradie
                     x = load_like(target_type, target_ptr, target + j, zero)
                     if check_target:
                         flags = outside_unit(flags, x)
+                    if check_recon:
+                        flags = outside_unit(flags, y)
                     additive, factor, derivative = terms(likelihood, y, x, p)
                     additive_sum += additive
                     product *= factor
@@ -71,12 +79,13 @@ def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradie
 @functools.cache
 def forward_elements(likelihood: int, recon_type: int, target_type: int) -> Callable[..., int]:
     """Elementwise nll, rounded to the dtype of ``recon``."""
-    sources, check_target = cache.STAMP, target_type != UINT8
+    sources, check_recon = cache.STAMP, likelihood in BOUNDED_RECON
+    check_target = likelihood in BOUNDED_TARGET and target_type != UINT8
 
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def forward(first, last, cols, total, recon_ptr, recon_stride, target_ptr, target_stride, nll_ptr, parameter):
         sources  # noqa: B018
-        flags = outside_unit(0, 0)
+        flags = CLEAR
         zero = constant(0.0, load(recon_type, recon_ptr, 0))
         p = constant(parameter, zero)
         for row in range(first, last):
@@ -86,6 +95,8 @@ def forward_elements(likelihood: int, recon_type: int, target_type: int) -> Call
                 x = load_like(target_type, target_ptr, target + j, zero)
                 if check_target:
                     flags = outside_unit(flags, x)
+                if check_recon:
+                    flags = outside_unit(flags, y)
                 nll, _ = element_terms(likelihood, y, x, p)
                 store(recon_type, nll_ptr, nll_row + j, nll)
         return flags
