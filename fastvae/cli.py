@@ -1,0 +1,317 @@
+"""The command line: ``train``, ``demo``, ``sample``, ``info``. An error is one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .training import Config
+
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    root = argparse.ArgumentParser(prog="fastvae", description="Train VAEs with fused sampling and loss kernels.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a model and write a report")
+    # no defaults here: --resume must know what was given; training.Config has them
+    train.add_argument("--model", choices=("vae", "cvae", "conv"), help="network (default: vae)")
+    train.add_argument("--latent", type=int, help="elements of z (default: 20)")
+    train.add_argument("--hidden", type=int, help="width of hidden layers (default: 400; conv: 64 channels)")
+    train.add_argument(
+        "--likelihood",
+        choices=("bernoulli_logits", "bernoulli_probs", "continuous_bernoulli_logits", "gaussian", "mse", "l1"),
+        help="reconstruction term (default: bernoulli_logits)",
+    )
+    train.add_argument("--beta", type=float, help="weight of the KL (default: 1)")
+    train.add_argument("--beta-warmup", type=int, metavar="EPOCHS", help="raise beta from 0 over this many epochs")
+    train.add_argument("--free-bits", type=float, metavar="NATS", help="least KL of each latent element (default: 0)")
+    train.add_argument("--denoise", type=float, metavar="SHARE", help="salt and pepper on this share of input pixels")
+    train.add_argument("--batch-size", type=int, help="examples a step (default: 128)")
+    train.add_argument("--epochs", type=int, help="passes over the data (default: 10)")
+    train.add_argument("--learning-rate", type=float, help="of Adam (default: 1e-3)")
+    train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="autocast (default: fp32)")
+    train.add_argument("--seed", type=int, help="of everything random (default: 0)")
+    train.add_argument(
+        "--data", choices=("mnist5k", "digits"), help="data set of an installed package (default: mnist5k)"
+    )
+    train.add_argument("--data-root", metavar="FOLDER", help="folder of MNIST-style IDX files, instead of --data")
+    train.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
+    train.add_argument("--backend", help="kernel backend (default: the best for the device; see fastvae info)")
+    train.add_argument(
+        "--output", type=Path, default=Path("runs/train"), metavar="FOLDER", help="(default: runs/train)"
+    )
+    train.add_argument("--resume", action="store_true", help="continue the run in --output")
+    train.add_argument("--overwrite", action="store_true", help="replace the run in --output")
+    train.set_defaults(run=run_train)
+
+    demo = commands.add_parser("demo", help="train a VAE, a CVAE and a 2-D VAE on digits, with one page of results")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="(default: runs/demo)")
+    demo.add_argument("--epochs", type=int, default=30, help="passes over the data for each model (default: 30)")
+    demo.add_argument("--device", default="auto", help=argparse.SUPPRESS)
+    demo.set_defaults(run=run_demo)
+
+    sample = commands.add_parser("sample", help="draw images from a trained model")
+    sample.add_argument("folder", type=Path, help="output folder of fastvae train")
+    sample.add_argument("--count", type=int, default=64, help="images (default: 64)")
+    sample.add_argument("--classes", type=int, nargs="+", metavar="LABEL", help="of these classes in turn (CVAE)")
+    sample.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    sample.add_argument(
+        "--output", type=Path, default=Path("samples.png"), metavar="FILE", help="(default: samples.png)"
+    )
+    sample.set_defaults(run=run_sample)
+
+    info = commands.add_parser("info", help="versions, devices, backends, and why a backend is missing")
+    info.set_defaults(run=run_info)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"fastvae: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fastvae: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def _prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make ``folder``; refuse to write over a run that is there."""
+    from .checkpoint import FILE
+
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    if (folder / FILE).exists() and not (resume or overwrite):
+        raise UserError(f"{folder} already holds a run: continue it with --resume, replace it with --overwrite")
+    if resume:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """``fastvae train``."""
+    from dataclasses import fields
+
+    from .training import Config, resumed_config
+
+    given = {f.name: value for f in fields(Config) if (value := getattr(options, f.name)) is not None}
+    if options.resume:
+        _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
+        config = resumed_config(options.output, given)
+    else:
+        if given.get("model") == "conv":
+            given.setdefault("hidden", 64)
+        config = Config(**given)
+    config.check()
+    device = _device(options.device)
+    with _backend(options.backend):
+        if not options.resume:
+            _check_data_first(config)
+            _prepare_folder(options.output, resume=False, overwrite=options.overwrite)
+        train(config, options.output, device, resume=options.resume)
+
+
+def _check_data_first(config: Config) -> None:
+    """Fail on missing data before any folder is made."""
+    from .data import load
+
+    load(config.data, config.data_root)
+
+
+def _backend(name: str | None) -> Any:
+    import contextlib
+
+    from .backends import use_backend
+
+    if name is None:
+        return contextlib.nullcontext()
+    context = use_backend(name)
+    try:
+        context.__enter__()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--backend: {error}") from None
+    context.__exit__(None, None, None)
+    return use_backend(name)
+
+
+def train(config: Config, folder: Path, device: str, *, resume: bool = False) -> dict[str, Any]:
+    """Train, draw, report; returns the state of the last checkpoint."""
+    from . import plots, report
+    from .training import Trainer, load_model
+
+    trainer = Trainer(config, folder, device, resume=resume)
+    if resume and trainer.epoch >= config.epochs:
+        print(f"{folder} already has its {config.epochs} epochs; give more with --epochs")
+    size = len(trainer.train.images)
+    bar = _Bar(config, size)
+    try:
+        trainer.fit(bar)
+    except KeyboardInterrupt:
+        bar.close()
+        print(
+            f"interrupted: the checkpoint of epoch {trainer.epoch} is in {folder}; "
+            f"continue with\n  fastvae train --resume --output {folder}",
+            file=sys.stderr,
+        )
+        raise
+    finally:
+        bar.close()
+    model, state = load_model(folder, device)
+    pictures = plots.draw_all(folder, model, trainer.data, state["history"], state["config"])
+    path = report.write(folder, state, pictures, sum(p.numel() for p in model.parameters()))
+    last = state["history"][-1]
+    print(
+        f"test negative ELBO {last['test_loss']:.2f} nats "
+        f"(reconstruction {last['test_reconstruction']:.2f} + KL {last['test_kl']:.2f}); report: {path}"
+    )
+    return state
+
+
+class _Bar:
+    """A progress bar over the examples of all epochs: the ELBO, its terms and examples a second."""
+
+    def __init__(self, config: Config, size: int):
+        from tqdm import tqdm
+
+        self.size, self.config = size, config
+        self.bar = tqdm(
+            total=config.epochs * size, unit="ex", unit_scale=True, disable=None, leave=True, mininterval=0.2
+        )
+
+    def __call__(self, epoch: int, examples: int, numbers: dict[str, float]) -> None:
+        self.bar.set_description(f"{self.config.model} epoch {epoch}/{self.config.epochs}", refresh=False)
+        terms = f"ELBO {-numbers['loss']:.2f} = -({numbers['reconstruction']:.2f} + {numbers['kl']:.2f})"
+        self.bar.set_postfix_str(terms, refresh=False)
+        self.bar.update((epoch - 1) * self.size + examples - self.bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """``fastvae demo``: three models, each with its report, and a page that links them."""
+    from . import report
+    from .training import Config
+
+    device = _device(options.device)
+    common = {"epochs": options.epochs, "learning_rate": 1e-3, "batch_size": 64}
+    configs = {
+        "vae": Config(model="vae", **common),
+        "cvae": Config(model="cvae", **common),
+        "vae-2d": Config(model="vae", latent=2, **common),
+    }
+    for config in configs.values():
+        config.check()
+    runs = []
+    for name, config in configs.items():
+        _prepare_folder(options.output / name, resume=False, overwrite=True)
+        runs.append((name, train(config, options.output / name, device)))
+    print(f"open {report.write_index(options.output, runs)}")
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    """``fastvae sample``: a grid of images from a checkpoint."""
+    import math
+
+    import torch
+
+    from . import plots
+    from .training import load_model
+
+    if options.count < 1:
+        raise UserError(f"--count must be at least 1, got {options.count}")
+    model, _ = load_model(options.folder)
+    y = None
+    if model.conditional:
+        classes = model.config["classes"]
+        wanted = options.classes or list(range(classes))
+        if not all(0 <= label < classes for label in wanted):
+            raise UserError(f"--classes must be from 0 to {classes - 1}, got {' '.join(map(str, wanted))}")
+        y = torch.tensor(wanted).repeat(math.ceil(options.count / len(wanted)))[: options.count]
+    elif options.classes:
+        raise UserError(f"--classes goes with a CVAE; {options.folder} holds a model without labels")
+    torch.manual_seed(options.seed)
+    columns = len(options.classes) if options.classes else math.ceil(math.sqrt(options.count))
+    figure = plots.show(plots.tile(model.sample(options.count, y), columns), f"Samples from {options.folder.name}")
+    try:
+        figure.savefig(options.output, dpi=130)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.output} cannot be written: {error}") from None
+    print(options.output)
+
+
+def run_info(_: argparse.Namespace) -> None:
+    """``fastvae info``."""
+    import platform
+
+    import torch
+
+    from . import __version__
+    from .backends import backend_name, backends
+
+    lines: list[tuple[str, str]] = [
+        ("fastvae", __version__),
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("threads", str(torch.get_num_threads())),
+    ]
+    lines += [(name, _version(name)) for name in ("numba", "triton", "numpy")]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    lines += [(f"cuda:{k}", torch.cuda.get_device_name(k)) for k in range(count)] or [("cuda", "no device")]
+    for name, value in lines:
+        print(f"{name:10} {value}")
+    print("\nbackend    serves       status")
+    for name, status in backends().items():
+        default = [d for d in ("cpu", "cuda") if backend_name(d) == name and (d == "cpu" or count)]
+        note = f"available{', default on ' + ' and '.join(default) if default else ''}"
+        print(f"{name:10} {', '.join(status.devices):12} {note if status.available else 'missing: ' + status.reason}")
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

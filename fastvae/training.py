@@ -1,0 +1,289 @@
+"""Training a reference model: the loop, its bookkeeping, and nothing a user's own loop could not do with the ops.
+
+Everything random in an epoch follows from (seed, epoch): a run resumed after any epoch continues to the same bits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .backends import backend_name
+from .data import Data, Split, batches, load
+from .errors import UserError
+from .models import Model, build
+
+MODELS = ("vae", "cvae", "conv")
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEST_BATCH = 1000
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_reconstruction",
+    "train_kl",
+    "test_loss",
+    "test_reconstruction",
+    "test_kl",
+    "beta",
+    "examples_per_second",
+)
+
+
+@dataclass
+class Config:
+    """What a run computes: the same configuration gives the same bits on the same machine."""
+
+    model: str = "vae"
+    latent: int = 20
+    hidden: int = 400
+    likelihood: str = "bernoulli_logits"
+    beta: float = 1.0
+    beta_warmup: int = 0
+    free_bits: float = 0.0
+    denoise: float = 0.0
+    batch_size: int = 128
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    precision: str = "fp32"
+    seed: int = 0
+    data: str = "mnist5k"
+    data_root: str | None = None
+
+    def check(self) -> None:
+        """Raise a :class:`UserError` for the first value that cannot be."""
+        for name, low in (
+            ("latent", 1),
+            ("hidden", 1),
+            ("batch_size", 1),
+            ("epochs", 1),
+            ("beta_warmup", 0),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < low:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        for name in ("beta", "free_bits"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"--learning-rate must be > 0, got {self.learning_rate}")
+        if not 0 <= self.denoise < 1:
+            raise UserError(f"--denoise must be in [0, 1), got {self.denoise}")
+
+
+def make_model(config: Config, data: Data) -> Model:
+    """The model of ``config`` for images of ``data``, initialised from its seed."""
+    torch.manual_seed(config.seed)
+    options: dict[str, Any] = {
+        "data_shape": data.shape,
+        "latent": config.latent,
+        "hidden": config.hidden,
+        "likelihood": config.likelihood,
+    }
+    if config.model == "cvae":
+        options["classes"] = data.classes
+    return build(config.model, options)
+
+
+def salt_and_pepper(images: Tensor, share: float) -> Tensor:
+    """uint8 ``images`` with about ``share`` of the pixels set to black or white."""
+    noise = torch.rand(images.shape, device=images.device)
+    noisy = torch.where(noise < share / 2, torch.zeros_like(images), images)
+    return torch.where(noise > 1 - share / 2, torch.full_like(images, 255), noisy)
+
+
+class Trainer:
+    """One run: a model, its data and its folder. ``fit`` trains to the end; a new Trainer can resume it."""
+
+    def __init__(self, config: Config, folder: Path, device: str = "cpu", *, resume: bool = False):
+        self.config, self.folder, self.device = config, folder, torch.device(device)
+        self.data = load(config.data, config.data_root)
+        self.train, self.test = self.data.train.to(device), self.data.test.to(device)
+        self.model = make_model(config, self.data).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.history: list[dict[str, float]] = []
+        if resume:
+            self._restore(checkpoint.load(folder))
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return len(self.history)
+
+    def fit(self, progress: Callable[[int, int, dict[str, float]], None] = lambda *_: None) -> None:
+        """Train until ``config.epochs`` are complete, with a checkpoint after each.
+
+        ``progress(epoch, examples, numbers)`` is called about ten times a second.
+        """
+        if not self.history:
+            self.save()
+        for epoch in range(self.epoch, self.config.epochs):
+            train, rate = self._train_epoch(epoch, progress)
+            test = self.evaluate()
+            row = {"epoch": epoch + 1}
+            row |= {f"train_{name}": value for name, value in train.items()}
+            row |= {f"test_{name}": value for name, value in test.items()}
+            self.history.append({**row, "beta": self._beta(epoch, 1.0), "examples_per_second": rate})
+            self.save()
+
+    def _beta(self, epoch: int, part: float) -> float:
+        warmup = self.config.beta_warmup
+        return self.config.beta * min(1.0, (epoch + part) / warmup) if warmup else self.config.beta
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.config.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def _loss(self, batch: Split, beta: float | Tensor) -> Any:
+        y = batch.labels if self.model.conditional else None
+        noisy = salt_and_pepper(batch.images, self.config.denoise) if self.config.denoise else batch.images
+        with self._autocast():
+            return self.model.loss(noisy, y, target=batch.images, beta=beta, free_bits=self.config.free_bits)
+
+    def _train_epoch(
+        self, epoch: int, progress: Callable[[int, int, dict[str, float]], None]
+    ) -> tuple[dict[str, float], float]:
+        torch.manual_seed(_mix(self.config.seed, epoch, 0))
+        order = torch.Generator().manual_seed(_mix(self.config.seed, epoch, 1))
+        self.model.train()
+        beta = torch.zeros((), device=self.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        count, total = 0, len(self.train.images)
+        start = shown = time.perf_counter()
+        for batch in batches(self.train, self.config.batch_size, order):
+            beta.fill_(self._beta(epoch, count / total))
+            self.optimizer.zero_grad(set_to_none=True)
+            out = self._loss(batch, beta if self.config.beta_warmup else self.config.beta)
+            self.scaler.scale(out.loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            size = len(batch.images)
+            sums += torch.stack([t.detach() for t in out]) * size
+            count += size
+            now = time.perf_counter()
+            if now - shown > 0.1 or count == total:
+                shown = now
+                progress(epoch + 1, count, _named(sums / count) | {"examples_per_second": count / (now - start)})
+        numbers = _named(sums / count)
+        if numbers["loss"] != numbers["loss"]:
+            raise UserError(
+                f"the loss became NaN in epoch {epoch + 1}; the checkpoint of epoch {epoch} is whole. "
+                "Try a smaller --learning-rate or --precision fp32"
+            )
+        return numbers, count / (time.perf_counter() - start)
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        """The negative ELBO of the test set and its terms, nats per example, β = 1, one sample of z each."""
+        self.model.eval()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(_mix(self.config.seed, 0, 2))
+            sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+            for batch in batches(self.test, TEST_BATCH):
+                y = batch.labels if self.model.conditional else None
+                noisy = salt_and_pepper(batch.images, self.config.denoise) if self.config.denoise else batch.images
+                with self._autocast():
+                    out = self.model.loss(noisy, y, target=batch.images)
+                sums += torch.stack(tuple(out)) * len(batch.images)
+        return _named(sums / len(self.test.images))
+
+    def save(self) -> None:
+        """Write the checkpoint, then ``metrics.csv`` and ``config.json`` for people; each atomically."""
+        state = {
+            "config": asdict(self.config),
+            "model_config": self.model.config,
+            "history": self.history,
+            "scaler": self.scaler.state_dict(),
+            "data": self.data.name,
+            "environment": environment(self.device),
+        }
+        tensors = checkpoint.optimizer_tensors(self.optimizer)
+        checkpoint.save(self.folder, checkpoint.Checkpoint(self.model.state_dict(), tensors, state))
+        table = io.StringIO()
+        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        checkpoint.write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
+        checkpoint.write_atomically(
+            self.folder / "config.json", (json.dumps(asdict(self.config), indent=2) + "\n").encode()
+        )
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+        if saved.state["model_config"] != self.model.config:
+            raise UserError(
+                f"{self.folder / checkpoint.FILE} is of another model: expected {self.model.config}, "
+                f"got {saved.state['model_config']}"
+            )
+        self.model.load_state_dict(saved.model)
+        checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
+        self.scaler.load_state_dict(saved.state["scaler"])
+        self.history = saved.state["history"]
+
+
+def _named(values: Tensor) -> dict[str, float]:
+    return dict(zip(("loss", "reconstruction", "kl"), values.tolist(), strict=True))
+
+
+def _mix(seed: int, epoch: int, stream: int) -> int:
+    """A 63-bit seed for one use in one epoch: Philox, which is at hand, of the three numbers."""
+    from .random import philox4x32
+
+    low, high, *_ = philox4x32(seed % (1 << 64), epoch + (stream << 64))
+    return (high << 31 | low >> 1) & (1 << 63) - 1
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where a run's numbers come from."""
+    from . import __version__
+
+    return {
+        "fastvae": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_cpu()}",
+        "backend": backend_name(device.type),
+    }
+
+
+def _cpu() -> str:
+    return f"{torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def resumed_config(folder: Path, given: dict[str, Any]) -> Config:
+    """The configuration of the run in ``folder``, with more epochs if asked for.
+
+    Raises:
+        UserError: an option in ``given`` contradicts the run.
+    """
+    saved = checkpoint.load(folder).state["config"]
+    for name, value in given.items():
+        if name == "epochs":
+            saved[name] = value
+        elif saved[name] != value:
+            raise UserError(
+                f"{folder / checkpoint.FILE} is of another run: "
+                f"its --{name.replace('_', '-')} is {saved[name]}, got {value}"
+            )
+    return Config(**{f.name: saved[f.name] for f in fields(Config)})
+
+
+def load_model(folder: Path, device: str = "cpu") -> tuple[Model, dict[str, Any]]:
+    """The trained model in ``folder``, in ``eval`` mode, and the state of its checkpoint."""
+    saved = checkpoint.load(folder)
+    model = build(saved.state["config"]["model"], saved.state["model_config"])
+    try:
+        model.load_state_dict(saved.model)
+    except RuntimeError as error:
+        raise UserError(f"{folder / checkpoint.FILE} does not fit its model: {str(error).splitlines()[0]}") from None
+    return model.to(device).eval(), saved.state
