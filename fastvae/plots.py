@@ -25,7 +25,7 @@ CLASS_COLOURS = (
     "#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#8c8c8c", "#6a3d9a",
 )  # fmt: skip
 TRAIN, TEST = "#56b4e9", "#0072b2"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,

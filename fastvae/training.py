@@ -131,7 +131,7 @@ class Trainer:
         for epoch in range(self.epoch, self.config.epochs):
             train, rate = self._train_epoch(epoch, progress)
             test = self.evaluate()
-            row = {"epoch": epoch + 1}
+            row: dict[str, float] = {"epoch": epoch + 1}
             row |= {f"train_{name}": value for name, value in train.items()}
             row |= {f"test_{name}": value for name, value in test.items()}
             self.history.append({**row, "beta": self._beta(epoch, 1.0), "examples_per_second": rate})
