@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 TOTAL_REDUCTIONS = ("sum", "mean", "batchmean")
+BLOCK = 4096  # elements of a row where tensors are dense and rows do not matter: a multiple of every tile
 
 
 def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -47,3 +48,42 @@ def loss_shape(reduction: str, tensor: torch.Tensor) -> torch.Size:
 def loss_dtype(reduction: str, dtype: torch.dtype) -> torch.dtype:
     """Dtype of a loss over inputs of ``dtype``: theirs elementwise, the accumulator's once reduced."""
     return dtype if reduction == "none" else accumulator(dtype)
+
+
+class Grid:
+    """Rows the loops run over: the examples, or blocks of 4096 elements of dense tensors if ``by_example`` is false."""
+
+    def __init__(self, tensors: list[torch.Tensor], by_example: bool):
+        like = tensors[0]
+        placed = [as_rows(t) for t in tensors]
+        self.tensors = [t for t, _ in placed]  # as_rows may copy: keep the copy while its address is in use
+        self.strides = [stride for _, stride in placed]
+        self.total, self.cols, self.rows = like.numel(), cols(like), like.shape[0]
+        if not by_example and (self.rows == 1 or all(stride == self.cols for stride in self.strides)):
+            self.cols, self.rows = BLOCK, -(-self.total // BLOCK)
+            self.strides = [BLOCK] * len(tensors)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Address and row stride of each tensor."""
+        return tuple(n for t, s in zip(self.tensors, self.strides, strict=True) for n in (t.data_ptr(), s))
+
+
+def upstream_by_row(upstream: torch.Tensor, reduction: str, like: torch.Tensor) -> tuple[torch.Tensor, int] | None:
+    """An upstream gradient that is one number for each example, and its stride; None if it differs by element.
+
+    The elementwise loss summed by torch afterwards gets a gradient expanded from one number (an example): stride 0.
+    """
+    dtype = accumulator(like.dtype)
+    if reduction in TOTAL_REDUCTIONS:
+        return upstream.to(dtype), 0
+    if reduction == "none":
+        if any(upstream.stride()[1:]) or upstream.numel() == 0:
+            return None
+        upstream = upstream.as_strided((like.shape[0],), (upstream.stride(0),))
+    return upstream.to(dtype), upstream.stride(0)
+
+
+def given_priors(prior_mu: torch.Tensor | None, prior_logvar: torch.Tensor | None) -> list[torch.Tensor]:
+    """Both, or none."""
+    return [] if prior_mu is None or prior_logvar is None else [prior_mu, prior_logvar]

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ..checks import check_unit_range
-from ..layout import TOTAL_REDUCTIONS, accumulator, as_rows, cols, loss_dtype, loss_shape, reduction_weight
+from ..layout import (
+    BLOCK,
+    Grid,
+    cols,
+    given_priors,
+    loss_dtype,
+    loss_shape,
+    reduction_weight,
+    upstream_by_row,
+)
 from . import latent, memory, reconstruction, threads
 from .intrinsics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8
 from .likelihoods import IDS
@@ -21,7 +30,6 @@ TYPES = {
     torch.float16: FLOAT16,
     torch.uint8: UINT8,
 }
-BLOCK = 4096  # elements of a row where tensors are dense and rows do not matter: a multiple of every tile
 
 __all__ = [
     "elbo_forward",
@@ -31,25 +39,6 @@ __all__ = [
     "reconstruction_forward",
     "rescale_",
 ]
-
-
-class Grid:
-    """Rows the loops run over: the examples, or blocks of 4096 elements of dense tensors if ``by_example`` is false."""
-
-    def __init__(self, tensors: list[Tensor], by_example: bool):
-        like = tensors[0]
-        placed = [as_rows(t) for t in tensors]
-        self.tensors = [t for t, _ in placed]  # as_rows may copy: keep the copy while its address is in use
-        self.strides = [stride for _, stride in placed]
-        self.total, self.cols, self.rows = like.numel(), cols(like), like.shape[0]
-        if not by_example and (self.rows == 1 or all(stride == self.cols for stride in self.strides)):
-            self.cols, self.rows = BLOCK, -(-self.total // BLOCK)
-            self.strides = [BLOCK] * len(tensors)
-
-    @property
-    def places(self) -> tuple[int, ...]:
-        """Address and row stride of each tensor."""
-        return tuple(n for t, s in zip(self.tensors, self.strides, strict=True) for n in (t.data_ptr(), s))
 
 
 def _row_sums(
@@ -105,21 +94,6 @@ def reconstruction_forward(
     return [nll]
 
 
-def _by_row(upstream: Tensor, reduction: str, like: Tensor) -> tuple[Tensor, int] | None:
-    """An upstream gradient that is one number for each example, and its stride; None if it differs by element.
-
-    The elementwise loss summed by torch afterwards gets a gradient expanded from one number (an example): stride 0.
-    """
-    dtype = accumulator(like.dtype)
-    if reduction in TOTAL_REDUCTIONS:
-        return upstream.to(dtype), 0
-    if reduction == "none":
-        if any(upstream.stride()[1:]) or upstream.numel() == 0:
-            return None
-        upstream = upstream.as_strided((like.shape[0],), (upstream.stride(0),))
-    return upstream.to(dtype), upstream.stride(0)
-
-
 def reconstruction_backward(
     grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
 ) -> Tensor:
@@ -127,7 +101,7 @@ def reconstruction_backward(
     if not recon.numel():
         return gradient
     types = (IDS[likelihood], TYPES[recon.dtype], TYPES[target.dtype])
-    by_row = _by_row(grad_nll, reduction, recon)
+    by_row = upstream_by_row(grad_nll, reduction, recon)
     if by_row is None:
         grid = Grid([recon, target, grad_nll.to(recon.dtype)], by_example=False)
         *inputs, upstream_ptr, upstream_stride = grid.places
@@ -155,10 +129,6 @@ def rescale_(gradient: Tensor, upstream: Tensor) -> Tensor:
         kernel = reconstruction.rescale(TYPES[gradient.dtype])
         threads.run(kernel, rows, BLOCK, BLOCK, gradient.numel(), gradient.data_ptr(), factor)
     return gradient
-
-
-def _priors(prior_mu: Tensor | None, prior_logvar: Tensor | None) -> list[Tensor]:
-    return [] if prior_mu is None or prior_logvar is None else [prior_mu, prior_logvar]
 
 
 NO_PRIOR = (0, 0, 0, 0)
@@ -213,7 +183,7 @@ def latent_forward(
     free_bits: float,
     reduction: str,
 ) -> list[Tensor]:
-    priors = _priors(prior_mu, prior_logvar)
+    priors = given_priors(prior_mu, prior_logvar)
     z, kl = _latent(mu, scale, seed, priors, log_scale, samples, free_bits, reduction)
     if kl is not None and reduction != "none":
         kl = _finish(kl, reduction, mu)[0]
@@ -234,7 +204,7 @@ def latent_backward(
     free_bits: float,
     reduction: str,
 ) -> list[Tensor]:
-    priors = _priors(prior_mu, prior_logvar)
+    priors = given_priors(prior_mu, prior_logvar)
     if grad_kl is None and priors:
         zeros = [torch.zeros(mu.shape, dtype=mu.dtype) for _ in priors]
         return latent_backward(
@@ -246,7 +216,7 @@ def latent_backward(
         return gradients
     c, c_stride, by_element = mu, 0, False
     if grad_kl is not None:
-        by_row = _by_row(grad_kl, reduction, mu)
+        by_row = upstream_by_row(grad_kl, reduction, mu)
         by_element = by_row is None
         c, c_stride = (grad_kl.to(mu.dtype).contiguous(), cols(mu)) if by_row is None else by_row
     grid = Grid([mu, scale, *priors], by_example=c_stride != 0)
