@@ -34,10 +34,12 @@ class BackendStatus(NamedTuple):
 BACKENDS: dict[str, Backend] = {
     "torch": Backend("fastvae.kernels.reference", (), "torch"),
     "numba": Backend("fastvae.kernels.numba", ("cpu",), "numba"),
+    "triton": Backend("fastvae.kernels.triton", ("cuda",), "triton"),
 }
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "cpu": ("numba",),
+    "cuda": ("triton",),
 }
 
 _forced: ContextVar[str | None] = ContextVar("fastvae_backend", default=os.environ.get("FASTVAE_BACKEND") or None)
@@ -62,11 +64,15 @@ def backends() -> dict[str, BackendStatus]:
     """
     loaded = {name: load(name) for name in BACKENDS}
     return {
-        name: BackendStatus(
-            BACKENDS[name].devices or ("any",), isinstance(loaded[name], ModuleType), _reason(loaded[name])
-        )
+        name: BackendStatus(_devices(name) or ("any",), isinstance(loaded[name], ModuleType), _reason(loaded[name]))
         for name in BACKENDS
     }
+
+
+def _devices(name: str) -> tuple[str, ...]:
+    """Device types it serves: the module may know better than the table (Triton's interpreter serves CPUs)."""
+    devices: tuple[str, ...] = getattr(load(name), "DEVICES", BACKENDS[name].devices)
+    return devices
 
 
 def _reason(loaded: ModuleType | str) -> str:
@@ -131,7 +137,7 @@ def _serving(name: str, device_type: str) -> ModuleType:
     module = load(_known(name))
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} is not available: {module}")
-    devices = getattr(module, "DEVICES", BACKENDS[name].devices)
+    devices = _devices(name)
     if devices and device_type not in devices:
         raise RuntimeError(f"backend {name!r} serves tensors on {', '.join(devices)}, got one on {device_type}")
     return module

@@ -51,17 +51,17 @@ def loss_dtype(reduction: str, dtype: torch.dtype) -> torch.dtype:
 
 
 class Grid:
-    """Rows the loops run over: the examples, or blocks of 4096 elements of dense tensors if ``by_example`` is false."""
+    """Rows the loops run over: the examples, or blocks of dense tensors if ``by_example`` is false."""
 
-    def __init__(self, tensors: list[torch.Tensor], by_example: bool):
+    def __init__(self, tensors: list[torch.Tensor], by_example: bool, block: int = BLOCK):
         like = tensors[0]
         placed = [as_rows(t) for t in tensors]
         self.tensors = [t for t, _ in placed]  # as_rows may copy: keep the copy while its address is in use
         self.strides = [stride for _, stride in placed]
         self.total, self.cols, self.rows = like.numel(), cols(like), like.shape[0]
         if not by_example and (self.rows == 1 or all(stride == self.cols for stride in self.strides)):
-            self.cols, self.rows = BLOCK, -(-self.total // BLOCK)
-            self.strides = [BLOCK] * len(tensors)
+            self.cols, self.rows = block, -(-self.total // max(block, 1))
+            self.strides = [block] * len(tensors)
 
     @property
     def places(self) -> tuple[int, ...]:

@@ -1,0 +1,32 @@
+"""The whole ELBO in one launch and a finish: the first programs walk the reconstruction, the others the KL."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import latent, reconstruction
+
+
+@triton.jit
+def forward(
+    recon_ptr, target_ptr, grad_ptr, nll_partials_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64, cols: tl.int64,
+    recon_stride: tl.int64, target_stride: tl.int64, steps, chunks, programs,
+    mu_ptr, scale_ptr, kl_partials_ptr, free_bits: tl.float64, latent_rows: tl.int64, latent_cols: tl.int64, inner: tl.int64,
+    mu_stride: tl.int64, scale_stride: tl.int64, latent_steps, latent_chunks,
+    LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    LOG_SCALE: tl.constexpr, FREE_BITS: tl.constexpr, DIVIDE: tl.constexpr,
+    LATENT_ROWS: tl.constexpr, LATENT_BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if program < programs:
+        reconstruction.forward_tiles(
+            program, recon_ptr, target_ptr, grad_ptr, nll_partials_ptr, parameter, weight, rows, cols, recon_stride,
+            target_stride, steps, chunks, LIKELIHOOD, WITH_GRADIENT, ROWS, BLOCK,
+        )  # fmt: skip
+    else:
+        latent.forward_tiles(
+            program - programs, mu_ptr, scale_ptr, mu_ptr, mu_ptr, mu_ptr, mu_ptr, kl_partials_ptr, free_bits,
+            latent_rows, latent_cols, inner, mu_stride, scale_stride, 0, 0, 0, latent_steps, latent_chunks,
+            LOG_SCALE, False, 0, "sum", FREE_BITS, DIVIDE, False, LATENT_ROWS, LATENT_BLOCK,
+        )  # fmt: skip

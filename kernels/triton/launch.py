@@ -1,0 +1,56 @@
+"""Launch sizes, in one place: what one program covers, how many threads it has, how many programs there are.
+
+A *tile* is what a program holds at once; a program walks ``steps`` tiles of ``block`` columns along its rows.
+The numbers and their reasons (a Hopper or Ampere card, 108 to 132 multiprocessors):
+
+* 2048 elements a tile, 4 warps: 16 elements a thread are four 16-byte loads of each float32 tensor (two of each bfloat16 one) in
+  flight before the first use, and at 32 to 64 registers a thread 8 to 16 programs share a multiprocessor.
+* At least 2048 programs where the input is large enough: two for each of 8 places on 128 multiprocessors, so that the last
+  ones to finish are few beside the rest. Only beyond that does a program take more steps.
+* At most 64 steps: a thread multiplies one factor in [1, 2] a step, and 2¹²⁷ is the end of float32.
+* Rows shorter than a tile share it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+TILE = 2048
+WARPS = 4
+PROGRAMS = 2048
+MAX_STEPS = 64
+
+
+class Launch(NamedTuple):
+    """Tiles of ``rows`` × ``block``; ``chunks`` programs along the columns, ``programs`` in all."""
+
+    rows: int
+    block: int
+    steps: int
+    chunks: int
+    programs: int
+
+
+def plan(rows: int, cols: int) -> Launch:
+    """How ``rows`` rows of ``cols`` elements are covered; dense tensors whose rows do not matter are one row."""
+    block = min(TILE, max(4, 1 << (cols - 1).bit_length()))
+    tile_rows = min(TILE // block, 1 << (rows - 1).bit_length())
+    row_tiles, col_tiles = -(-rows // tile_rows), -(-cols // block)
+    steps = max(1, min(col_tiles, MAX_STEPS, row_tiles * col_tiles // PROGRAMS))
+    chunks = -(-col_tiles // steps)
+    return Launch(tile_rows, block, steps, chunks, row_tiles * chunks)
+
+
+def run(kernel: Any, programs: int, on: Tensor, *args: Any, **constants: Any) -> None:
+    """Launch on the device of ``on``, whichever is current."""
+    if on.device.type == "cuda" and on.device.index != torch.cuda.current_device():
+        with torch.cuda.device(on.device):
+            kernel[(programs,)](*args, **constants, num_warps=WARPS)
+    else:
+        kernel[(programs,)](*args, **constants, num_warps=WARPS)

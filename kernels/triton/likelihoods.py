@@ -1,0 +1,114 @@
+"""Each reconstruction term for a tile: ``(y, x, parameter) → (additive, factor, derivative)``.
+
+nll = additive + log(factor): a loop multiplies factors in [1, 2] and takes one logarithm for up to 64 of them. A term without
+such a factor has 1, which the compiler removes. Formulas and sources: kernels/reference/likelihoods.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..reference.likelihoods import LIKELIHOODS
+from .approx import exp, log, reciprocal
+
+IDS = {name: index for index, name in enumerate(LIKELIHOODS)}
+BERNOULLI_LOGITS = tl.constexpr(IDS["bernoulli_logits"])
+BERNOULLI_PROBS = tl.constexpr(IDS["bernoulli_probs"])
+BERNOULLI_PROBS_LOG_CLAMPED = tl.constexpr(IDS["bernoulli_probs_log_clamped"])
+CONTINUOUS_BERNOULLI_LOGITS = tl.constexpr(IDS["continuous_bernoulli_logits"])
+GAUSSIAN = tl.constexpr(IDS["gaussian"])
+MSE = tl.constexpr(IDS["mse"])
+TWO_PI = tl.constexpr(6.283185307179586)
+
+
+@triton.jit
+def bernoulli_logits(y, x):
+    a = exp(-tl.abs(y))
+    factor = 1.0 + a
+    inverse = reciprocal(factor)
+    return tl.maximum(y, 0.0) - y * x, factor, tl.where(y >= 0, inverse, a * inverse) - x
+
+
+@triton.jit
+def bernoulli_logits_exact(y, x):
+    """``(nll, derivative)``: log1p proper, for elementwise output."""
+    a = tl.exp(-tl.abs(y))
+    factor = 1.0 + a
+    inverse = 1.0 / factor
+    log1p = tl.log(factor) + (a - (factor - 1.0)) * inverse  # what 1 + a rounds away of a small a is put back
+    return tl.maximum(y, 0.0) - y * x + log1p, tl.where(y >= 0, inverse, a * inverse) - x
+
+
+@triton.jit
+def bernoulli_probs(y, x, eps):
+    z = 1.0 - y
+    high = 1.0 - eps
+    p = tl.where(y < eps, eps, tl.where(y > high, high, y))
+    q = tl.where(z < eps, eps, tl.where(z > high, high, z))
+    derivative = tl.where((y < eps) | (z < eps), 0.0, (y - x) * reciprocal(p * q))  # (1−x)/q − x/p
+    return -x * log(p) - (1.0 - x) * log(q), 1.0, derivative
+
+
+@triton.jit
+def bernoulli_probs_log_clamped(y, x):
+    z = 1.0 - y
+    log_y = tl.log(y)
+    log_z = tl.log(z) + tl.where(z > 1e-12, ((1.0 - z) - y) * reciprocal(z), 0.0)  # log1p(−y)
+    log_y = tl.where(log_y < -100.0, -100.0, log_y)
+    log_z = tl.where(log_z < -100.0, -100.0, log_z)
+    spread = z * y
+    derivative = (y - x) * reciprocal(tl.where(spread < 1e-12, 1e-12, spread))
+    return (x - 1.0) * log_z - x * log_y, 1.0, derivative
+
+
+@triton.jit
+def continuous_bernoulli_logits(y, x):
+    magnitude = tl.abs(y)
+    small = magnitude < 0.5
+    s = tl.where(small, y, 0.0)
+    s2 = s * s
+    log_series = s2 * (1 / 479001600) - 1 / 9676800
+    log_series = s2 * (s2 * (s2 * (s2 * log_series + 1 / 181440) - 1 / 2880) + 1 / 24) + 0.5 * s
+    mean_series = s2 * (1 / 47900160) - 1 / 1209600
+    mean_series = s * (s2 * (s2 * (s2 * mean_series + 1 / 30240) - 1 / 720) + 1 / 12) + 0.5
+    v = tl.where(small, 1.0, magnitude)
+    a = exp(-v)
+    inverse = reciprocal(1.0 - a)
+    reach = reciprocal(v)
+    log_normalizer = tl.maximum(y, 0.0) + log((1.0 - a) * reach)
+    mean = tl.where(y >= 0, inverse - reach, reach - a * inverse)
+    nll = tl.where(small, log_series, log_normalizer) - x * y
+    return nll, 1.0, tl.where(small, mean_series, mean) - x
+
+
+@triton.jit
+def terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
+    """``(additive, factor, derivative)``; ``parameter`` is eps or var, where there is one."""
+    if LIKELIHOOD == BERNOULLI_LOGITS:
+        return bernoulli_logits(y, x)
+    elif LIKELIHOOD == BERNOULLI_PROBS:
+        return bernoulli_probs(y, x, parameter)
+    elif LIKELIHOOD == BERNOULLI_PROBS_LOG_CLAMPED:
+        return bernoulli_probs_log_clamped(y, x)
+    elif LIKELIHOOD == CONTINUOUS_BERNOULLI_LOGITS:
+        return continuous_bernoulli_logits(y, x)
+    elif LIKELIHOOD == GAUSSIAN:
+        d, precision = y - x, 1.0 / parameter
+        return 0.5 * (d * d * precision + tl.log(parameter * TWO_PI)), 1.0, d * precision
+    elif LIKELIHOOD == MSE:
+        d = y - x
+        return d * d, 1.0, d + d
+    else:  # l1; d·0 keeps a NaN
+        d = y - x
+        return tl.abs(d), 1.0, tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d * 0.0))
+
+
+@triton.jit
+def element_terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
+    """``(nll, derivative)``, for elementwise output."""
+    if LIKELIHOOD == BERNOULLI_LOGITS:
+        return bernoulli_logits_exact(y, x)
+    else:
+        nll, _, derivative = terms(y, x, parameter, LIKELIHOOD)
+        return nll, derivative
