@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import fastvae
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels are among the CPU backends, and slow
 CPU_BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {"cpu", "any"} & set(s.devices)]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")

@@ -31,7 +31,7 @@ __all__ = [
 def _rows(tensors: list[Tensor], by_example: bool) -> tuple[Grid, Launch]:
     """Examples as rows, or dense tensors as one row of everything."""
     grid = Grid(tensors, by_example, block=tensors[0].numel())
-    return grid, plan(grid.rows, grid.cols)
+    return grid, plan(grid.rows, grid.cols, tensors[0].dtype)
 
 
 def _parameter(likelihood: str, parameter: float, dtype: torch.dtype) -> float:
@@ -116,7 +116,7 @@ def _latent_rows(tensors: list[Tensor], by_example: bool) -> tuple[Grid, Launch,
     divide = not by_example and grid.rows > 1
     if divide:
         grid.rows, grid.cols = 1, grid.total
-        tiles = plan(1, grid.total)
+        tiles = plan(1, grid.total, tensors[0].dtype)
     return grid, tiles, divide
 
 
@@ -235,8 +235,9 @@ def elbo_forward(
 ) -> list[Tensor]:
     by_example = reduction == "example"
     if not recon.numel() or not mu.numel():
-        options = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
-        nll, *gradients = reconstruction_forward(recon, target, **options, with_gradient=with_gradient)
+        nll, *gradients = reconstruction_forward(
+            recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction, with_gradient=with_gradient
+        )
         (kl,) = latent_forward(
             mu, scale, None, None, None, log_scale=log_scale, samples=0, free_bits=free_bits, reduction=reduction
         )

@@ -1,9 +1,10 @@
 """exp, log, 1/x, √x, sin and cos as the GPU's own approximate instructions, and their portable twins.
 
-Where a kernel is bound by the instructions it issues, these matter: `lg2.approx.ftz` is one instruction, libm's logarithm about
-twenty. Errors, from NVIDIA's PTX manual: ex2 2⁻²² relative; lg2 2⁻²² absolute between ½ and 2, relative elsewhere;
-rcp 1 ulp; sqrt 2⁻²³ relative; sin and cos 2⁻²⁰·⁵ absolute in [-2π, 2π]. Subnormals count as 0. They are used for float32 (and
-halves, which are computed in float32), where twice eager's own error leaves room for them; float64 takes libm's.
+Where a kernel is bound by the instructions it issues, these matter: `lg2.approx.ftz` is one instruction, libm's
+logarithm about twenty. Errors, from NVIDIA's PTX manual: ex2 2⁻²² relative; lg2 2⁻²² absolute between ½ and 2,
+relative elsewhere; rcp 1 ulp; sqrt 2⁻²³ relative; sin and cos 2⁻²⁰·⁵ absolute in [-2π, 2π]. Subnormals count as 0.
+They are used for float32 (and halves, which are computed in float32), where twice eager's own error leaves room for
+them; float64 takes libm's.
 
 The interpreter and AMD have no PTX: there Triton's own functions stand in.
 """

@@ -8,15 +8,15 @@ import triton.language as tl
 from . import latent, reconstruction
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "programs", "latent_chunks", "steps", "latent_steps"])
 def forward(
-    recon_ptr, target_ptr, grad_ptr, nll_partials_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64, cols: tl.int64,
-    recon_stride: tl.int64, target_stride: tl.int64, steps, chunks, programs,
-    mu_ptr, scale_ptr, kl_partials_ptr, free_bits: tl.float64, latent_rows: tl.int64, latent_cols: tl.int64, inner: tl.int64,
+    recon_ptr, target_ptr, grad_ptr, nll_partials_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64,
+    cols: tl.int64, recon_stride: tl.int64, target_stride: tl.int64, steps, chunks, programs, mu_ptr, scale_ptr,
+    kl_partials_ptr, free_bits: tl.float64, latent_rows: tl.int64, latent_cols: tl.int64, inner: tl.int64,
     mu_stride: tl.int64, scale_stride: tl.int64, latent_steps, latent_chunks,
     LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    LOG_SCALE: tl.constexpr, FREE_BITS: tl.constexpr, DIVIDE: tl.constexpr,
-    LATENT_ROWS: tl.constexpr, LATENT_BLOCK: tl.constexpr,
+    LOG_SCALE: tl.constexpr, FREE_BITS: tl.constexpr, DIVIDE: tl.constexpr, LATENT_ROWS: tl.constexpr,
+    LATENT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < programs:

@@ -1,7 +1,7 @@
 """The latent pair: z and KL(q‖p), each switched off at compile time when not asked for, and their gradients.
 
-Forward reads ``mu`` and ``scale`` once and writes z (12 bytes an element in float32, 6 in bfloat16); backward reads both and
-the gradient of z, draws the noise again and writes two gradients (20 bytes). KL alone reads 8.
+Forward reads ``mu`` and ``scale`` once and writes z (12 bytes an element in float32, 6 in bfloat16); backward reads
+both and the gradient of z, draws the noise again and writes two gradients (20 bytes). KL alone reads 8.
 
 A row is an example (KL by example), else all elements at once. There, inputs with a stride between examples (the
 halves of an encoder's output) are found by a division an element (``DIVIDE``). Noise is indexed by the element of z:
@@ -39,18 +39,15 @@ def fetch(ptr, at, mask, dtype: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def epsilon(
-    seed, flat, row, start, cols, dtype: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """ε of a tile whose row 0 would start at element ``flat`` of z."""
+    seed, flat, row, start, cols,
+    TOGETHER: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ε of a tile of rows of ``cols`` elements, the first of which is element ``flat`` of z."""
     if QUADS:
-        first = (flat + start) >> 2
-        columns = tl.arange(0, BLOCK // 4)[None, :]
-        if ROWS == 1:
-            return normals(seed, first + row * cols // 4 + columns).to(dtype)
-        else:
-            return normals(seed, first + (row + tl.arange(0, ROWS))[:, None] * (cols // 4) + columns).to(dtype)
+        first = (flat + start + (row + tl.arange(0, ROWS))[:, None] * cols) >> 2
+        return normals(seed, first, BLOCK // 4, TOGETHER)
     else:
-        return normals_at(seed, flat + start + offsets(row, cols, ROWS, BLOCK)).to(dtype)
+        return normals_at(seed, flat + start + offsets(row, cols, ROWS, BLOCK))
 
 
 @triton.jit
@@ -75,6 +72,7 @@ def forward_walk(
     dtype: tl.constexpr,
 ):  # fmt: skip
     """Writes z and elementwise KL; returns Σ KL of each row over this program's columns, [ROWS]."""
+    TOGETHER: tl.constexpr = 2 if mu_ptr.dtype.element_ty.primitive_bitwidth == 16 and BLOCK >= 8 else 1
     kl_sum = tl.zeros((ROWS, BLOCK), dtype)
     for _ in range(steps):
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
@@ -83,13 +81,13 @@ def forward_walk(
         here = places(row, start, cols, inner, ROWS, BLOCK, False)
         if SAMPLE == 1:
             std = exp(0.5 * scale) if LOG_SCALE else scale
-            noise = epsilon(seed, 0, row, start, cols, dtype, QUADS, ROWS, BLOCK)
+            noise = epsilon(seed, 0, row, start, cols, TOGETHER, QUADS, ROWS, BLOCK).to(dtype)
             tl.store(z_ptr + here, rounded(mu + std * noise, z_ptr.dtype.element_ty), mask)
         elif SAMPLE == 2:
             std = exp(0.5 * scale) if LOG_SCALE else scale
             for sample in range(samples):
                 flat = (rows * cols) * sample
-                noise = epsilon(seed, flat, row, start, cols, dtype, QUADS, ROWS, BLOCK)
+                noise = epsilon(seed, flat, row, start, cols, TOGETHER, QUADS, ROWS, BLOCK).to(dtype)
                 tl.store(z_ptr + flat + here, rounded(mu + std * noise, z_ptr.dtype.element_ty), mask)
         if KL != "":
             d, prior_logvar, precision = mu, mu, mu
@@ -141,7 +139,7 @@ def forward_tiles(
         tl.store(kl_ptr + at * chunks + chunk, sums, at < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "chunks", "steps"])
 def forward(
     mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, z_ptr, kl_ptr, free_bits: tl.float64, rows: tl.int64,
     cols: tl.int64, inner: tl.int64, mu_stride: tl.int64, scale_stride: tl.int64, prior_mu_stride: tl.int64,
@@ -166,6 +164,7 @@ def backward_walk(
     DIVIDE: tl.constexpr, QUADS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     dtype: tl.constexpr,
 ):  # fmt: skip
+    TOGETHER: tl.constexpr = 2 if mu_ptr.dtype.element_ty.primitive_bitwidth == 16 and BLOCK >= 8 else 1
     if KL == "rows":
         at = row + tl.arange(0, ROWS)
         row_upstream = tl.load(grad_kl_ptr + at * grad_kl_stride, at < rows, other=0).to(dtype)[:, None] * weight
@@ -179,13 +178,13 @@ def backward_walk(
         std = exp_compensated(0.5 * scale) if LOG_SCALE else scale
         if SAMPLE == 1:
             grad_mu = fetch(grad_z_ptr, here, mask, dtype, MASKED)
-            grad_scale = grad_mu * epsilon(seed, 0, row, start, cols, dtype, QUADS, ROWS, BLOCK)
+            grad_scale = grad_mu * epsilon(seed, 0, row, start, cols, TOGETHER, QUADS, ROWS, BLOCK).to(dtype)
         elif SAMPLE == 2:
             for sample in range(samples):
                 flat = (rows * cols) * sample
                 g = fetch(grad_z_ptr, flat + here, mask, dtype, MASKED)
                 grad_mu += g
-                grad_scale += g * epsilon(seed, flat, row, start, cols, dtype, QUADS, ROWS, BLOCK)
+                grad_scale += g * epsilon(seed, flat, row, start, cols, TOGETHER, QUADS, ROWS, BLOCK).to(dtype)
         if SAMPLE and LOG_SCALE:
             grad_scale *= 0.5 * std
         if KL != "":
@@ -225,12 +224,12 @@ def backward_walk(
         start += BLOCK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "chunks", "steps"])
 def backward(
     grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, grad_mu_ptr, grad_scale_ptr,
-    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits: tl.float64, weight: tl.float64, rows: tl.int64, cols: tl.int64, inner: tl.int64,
-    grad_kl_stride: tl.int64, mu_stride: tl.int64, scale_stride: tl.int64, prior_mu_stride: tl.int64, prior_logvar_stride: tl.int64,
-    samples, steps, chunks,
+    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits: tl.float64, weight: tl.float64, rows: tl.int64,
+    cols: tl.int64, inner: tl.int64, grad_kl_stride: tl.int64, mu_stride: tl.int64, scale_stride: tl.int64,
+    prior_mu_stride: tl.int64, prior_logvar_stride: tl.int64, samples, steps, chunks,
     LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
     DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

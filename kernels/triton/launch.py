@@ -3,10 +3,12 @@
 A *tile* is what a program holds at once; a program walks ``steps`` tiles of ``block`` columns along its rows.
 The numbers and their reasons (a Hopper or Ampere card, 108 to 132 multiprocessors):
 
-* 2048 elements a tile, 4 warps: 16 elements a thread are four 16-byte loads of each float32 tensor (two of each bfloat16 one) in
-  flight before the first use, and at 32 to 64 registers a thread 8 to 16 programs share a multiprocessor.
-* At least 2048 programs where the input is large enough: two for each of 8 places on 128 multiprocessors, so that the last
-  ones to finish are few beside the rest. Only beyond that does a program take more steps.
+* 2048 elements a tile, 4 warps: 16 elements a thread are four 16-byte loads of each float32 tensor (two of each
+  bfloat16 one) in flight before the first use, and at 32 to 96 registers a thread 5 to 16 programs share a
+  multiprocessor.
+* 512 in float64, whose exp and log, libm's, need the registers.
+* At least 2048 programs where the input is large enough: two for each of 8 places on 128 multiprocessors, so that the
+  last ones to finish are few beside the rest. Only beyond that does a program take more steps.
 * At most 64 steps: a thread multiplies one factor in [1, 2] a step, and 2¹²⁷ is the end of float32.
 * Rows shorter than a tile share it.
 """
@@ -22,6 +24,7 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 TILE = 2048
+FLOAT64_TILE = 512
 WARPS = 4
 PROGRAMS = 2048
 MAX_STEPS = 64
@@ -37,10 +40,11 @@ class Launch(NamedTuple):
     programs: int
 
 
-def plan(rows: int, cols: int) -> Launch:
+def plan(rows: int, cols: int, dtype: torch.dtype) -> Launch:
     """How ``rows`` rows of ``cols`` elements are covered; dense tensors whose rows do not matter are one row."""
-    block = min(TILE, max(4, 1 << (cols - 1).bit_length()))
-    tile_rows = min(TILE // block, 1 << (rows - 1).bit_length())
+    tile = FLOAT64_TILE if dtype == torch.float64 else TILE
+    block = min(tile, max(4, 1 << (cols - 1).bit_length()))
+    tile_rows = min(tile // block, 1 << (rows - 1).bit_length())
     row_tiles, col_tiles = -(-rows // tile_rows), -(-cols // block)
     steps = max(1, min(col_tiles, MAX_STEPS, row_tiles * col_tiles // PROGRAMS))
     chunks = -(-col_tiles // steps)

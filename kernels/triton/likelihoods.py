@@ -1,7 +1,7 @@
 """Each reconstruction term for a tile: ``(y, x, parameter) → (additive, factor, derivative)``.
 
-nll = additive + log(factor): a loop multiplies factors in [1, 2] and takes one logarithm for up to 64 of them. A term without
-such a factor has 1, which the compiler removes. Formulas and sources: kernels/reference/likelihoods.py.
+nll = additive + log(factor): a loop multiplies factors in [1, 2] and takes one logarithm for up to 64 of them. A term
+without such a factor has 1, which the compiler removes. Formulas and sources: kernels/reference/likelihoods.py.
 """
 
 from __future__ import annotations
@@ -51,15 +51,41 @@ def bernoulli_probs(y, x, eps):
 
 
 @triton.jit
+def bernoulli_probs_exact(y, x, eps):
+    """``(nll, derivative)`` with libm's logarithm, for elementwise output."""
+    z = 1.0 - y
+    high = 1.0 - eps
+    p = tl.where(y < eps, eps, tl.where(y > high, high, y))
+    q = tl.where(z < eps, eps, tl.where(z > high, high, z))
+    return -x * tl.log(p) - (1.0 - x) * tl.log(q), y
+
+
+@triton.jit
+def log_clamped_derivative(y, z, x):
+    spread = z * y
+    return (y - x) * reciprocal(tl.where(spread < 1e-12, 1e-12, spread))
+
+
+@triton.jit
+def at_least(value, low: tl.constexpr):
+    """``value``, or ``low`` where it is below; NaN stays."""
+    return tl.where(value < low, low, value)
+
+
+@triton.jit
 def bernoulli_probs_log_clamped(y, x):
     z = 1.0 - y
-    log_y = tl.log(y)
-    log_z = tl.log(z) + tl.where(z > 1e-12, ((1.0 - z) - y) * reciprocal(z), 0.0)  # log1p(−y)
-    log_y = tl.where(log_y < -100.0, -100.0, log_y)
-    log_z = tl.where(log_z < -100.0, -100.0, log_z)
-    spread = z * y
-    derivative = (y - x) * reciprocal(tl.where(spread < 1e-12, 1e-12, spread))
-    return (x - 1.0) * log_z - x * log_y, 1.0, derivative
+    nll = (x - 1.0) * at_least(log(z), -100.0) - x * at_least(log(y), -100.0)
+    return nll, 1.0, log_clamped_derivative(y, z, x)
+
+
+@triton.jit
+def bernoulli_probs_log_clamped_exact(y, x):
+    """``(nll, derivative)`` with log1p proper, for elementwise output."""
+    z = 1.0 - y
+    log1p = tl.log(z) + tl.where(z > 1e-12, ((1.0 - z) - y) / z, 0.0)  # what 1 − y rounds away is put back
+    nll = (x - 1.0) * at_least(log1p, -100.0) - x * at_least(tl.log(y), -100.0)
+    return nll, log_clamped_derivative(y, z, x)
 
 
 @triton.jit
@@ -95,7 +121,7 @@ def terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
         return continuous_bernoulli_logits(y, x)
     elif LIKELIHOOD == GAUSSIAN:
         d, precision = y - x, 1.0 / parameter
-        return 0.5 * (d * d * precision + tl.log(parameter * TWO_PI)), 1.0, d * precision
+        return 0.5 * (d * d * precision + log(parameter * TWO_PI)), 1.0, d * precision
     elif LIKELIHOOD == MSE:
         d = y - x
         return d * d, 1.0, d + d
@@ -109,6 +135,10 @@ def element_terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
     """``(nll, derivative)``, for elementwise output."""
     if LIKELIHOOD == BERNOULLI_LOGITS:
         return bernoulli_logits_exact(y, x)
+    elif LIKELIHOOD == BERNOULLI_PROBS:
+        return bernoulli_probs_exact(y, x, parameter)
+    elif LIKELIHOOD == BERNOULLI_PROBS_LOG_CLAMPED:
+        return bernoulli_probs_log_clamped_exact(y, x)
     else:
         nll, _, derivative = terms(y, x, parameter, LIKELIHOOD)
         return nll, derivative

@@ -3,8 +3,8 @@
 One pass reads ``recon`` and ``target`` and writes the gradient beside a partial sum a program: 12 bytes an element in
 float32, 6 in bfloat16, 5 with a uint8 target. The backward of an elementwise or by-example loss moves the same.
 
-A row is an example, or all of a dense tensor at once where only the total is wanted (``plan(1, total)``). Row starts and
-the starts of a program's columns are 64-bit; within a tile indices are 32-bit, so the hot loop has no 64-bit
+A row is an example, or all of a dense tensor at once where only the total is wanted (``plan(1, total)``). Row starts
+and the starts of a program's columns are 64-bit; within a tile indices are 32-bit, so the hot loop has no 64-bit
 arithmetic an element. A program whose tiles are all whole takes a walk without masks.
 """
 
@@ -55,8 +55,8 @@ def offsets(row, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def forward_walk(
     recon_ptr, target_ptr, grad_ptr, parameter, weight, row, start, rows, cols, recon_stride, target_stride, steps,
-    LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    dtype: tl.constexpr,
+    LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """Σ nll of each row over this program's columns, [ROWS]; writes the gradient on the way."""
     recon_at = offsets(row, recon_stride, ROWS, BLOCK)
@@ -80,8 +80,9 @@ def forward_walk(
 
 @triton.jit
 def forward_tiles(
-    program, recon_ptr, target_ptr, grad_ptr, partials_ptr, parameter, weight, rows, cols, recon_stride, target_stride,
-    steps, chunks, LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    program, recon_ptr, target_ptr, grad_ptr, partials_ptr, parameter, weight, rows, cols, recon_stride,
+    target_stride, steps, chunks,
+    LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program's share: ``partials[row, chunk]``."""
     dtype: tl.constexpr = partials_ptr.dtype.element_ty
@@ -103,10 +104,10 @@ def forward_tiles(
     tl.store(partials_ptr + at * chunks + chunk, sums, at < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "steps"])
 def forward(
-    recon_ptr, target_ptr, grad_ptr, partials_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64, cols: tl.int64,
-    recon_stride: tl.int64, target_stride: tl.int64, steps, chunks,
+    recon_ptr, target_ptr, grad_ptr, partials_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64,
+    cols: tl.int64, recon_stride: tl.int64, target_stride: tl.int64, steps, chunks,
     LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     forward_tiles(
@@ -132,10 +133,11 @@ def forward_elements_walk(
         start += BLOCK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "steps"])
 def forward_elements(
     recon_ptr, target_ptr, nll_ptr, parameter: tl.float64, rows: tl.int64, cols: tl.int64, recon_stride: tl.int64,
-    target_stride: tl.int64, steps, chunks, LIKELIHOOD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    target_stride: tl.int64, steps, chunks,
+    LIKELIHOOD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Elementwise nll, rounded to the dtype of ``recon``."""
     dtype: tl.constexpr = tl.float64 if recon_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -157,8 +159,9 @@ def forward_elements(
 @triton.jit
 def backward_walk(
     upstream_ptr, recon_ptr, target_ptr, grad_ptr, parameter, weight, row, start, rows, cols, upstream_stride,
-    recon_stride, target_stride, steps, LIKELIHOOD: tl.constexpr, BY_ELEMENT: tl.constexpr, MASKED: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
+    recon_stride, target_stride, steps,
+    LIKELIHOOD: tl.constexpr, BY_ELEMENT: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    dtype: tl.constexpr,
 ):  # fmt: skip
     recon_at = offsets(row, recon_stride, ROWS, BLOCK)
     target_at = offsets(row, target_stride, ROWS, BLOCK)
@@ -181,10 +184,10 @@ def backward_walk(
         start += BLOCK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "steps"])
 def backward(
-    upstream_ptr, recon_ptr, target_ptr, grad_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64, cols: tl.int64,
-    upstream_stride: tl.int64, recon_stride: tl.int64, target_stride: tl.int64, steps, chunks,
+    upstream_ptr, recon_ptr, target_ptr, grad_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64,
+    cols: tl.int64, upstream_stride: tl.int64, recon_stride: tl.int64, target_stride: tl.int64, steps, chunks,
     LIKELIHOOD: tl.constexpr, BY_ELEMENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient for an upstream gradient of one number a row (stride 0: for all rows), or an element."""
@@ -204,7 +207,7 @@ def backward(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def rescale(gradient_ptr, upstream_ptr, count: tl.int64, steps, BLOCK: tl.constexpr):
     """``gradient *= upstream`` in place; a program that finds 1 there has read one number and is done."""
     dtype: tl.constexpr = tl.float64 if gradient_ptr.dtype.element_ty == tl.float64 else tl.float32

@@ -21,7 +21,7 @@ def total(partials_ptr, first, count):
     return tl.sum(sums, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def finish(partials_ptr, loss_ptr, weight: tl.float64, count):
     """``loss[p] = weight · Σ partials[p, :count]`` for program p."""
     program = tl.program_id(0)
@@ -30,10 +30,10 @@ def finish(partials_ptr, loss_ptr, weight: tl.float64, count):
     tl.store(loss_ptr + program, loss.to(loss_ptr.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nll_count", "kl_count"])
 def finish_elbo(
-    nll_partials_ptr, kl_partials_ptr, loss_ptr, nll_ptr, kl_ptr, nll_weight: tl.float64, kl_weight: tl.float64, beta: tl.float64,
-    nll_count, kl_count,
+    nll_partials_ptr, kl_partials_ptr, loss_ptr, nll_ptr, kl_ptr, nll_weight: tl.float64, kl_weight: tl.float64,
+    beta: tl.float64, nll_count, kl_count,
 ):  # fmt: skip
     """The same for both terms, and ``loss = nll + beta · kl``."""
     program = tl.program_id(0)

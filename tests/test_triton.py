@@ -1,0 +1,111 @@
+"""The Triton kernels without a GPU: their values by the interpreter, their machine code by the compiler.
+
+With a GPU the op table runs on it too: ``make gpu``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from benchmarks import static_roofline
+
+HERE = Path(__file__).parent
+# threads are the CPU backends' concern; the statistics of a million normals are the reference's, which these equal
+IN_THE_INTERPRETER = "triton and not threads and not normal_and_uncorrelated and not backends_agree"
+# (kernel, dtype) → the instructions an element its hot loop may take
+BARS = {
+    ("bernoulli_logits one pass", "float32"): 20,
+    ("bernoulli_logits one pass", "bfloat16"): 20,
+    ("bernoulli_logits uint8 one pass", "float32"): 21,
+    ("bernoulli_logits uint8 one pass", "bfloat16"): 21,
+    ("sample", "float32"): 28,
+    ("sample", "bfloat16"): 31,
+}
+OTHERS = [
+    ("bernoulli_logits by example", "float32"),
+    ("bernoulli_logits elementwise", "bfloat16"),
+    ("bernoulli_logits backward none", "float32"),
+    ("bernoulli_probs one pass", "float32"),
+    ("bernoulli_probs one pass", "float16"),
+    ("bernoulli_probs_log_clamped one pass", "bfloat16"),
+    ("continuous_bernoulli_logits one pass", "bfloat16"),
+    ("gaussian elementwise", "float32"),
+    ("bernoulli_logits one pass", "float64"),
+    ("rescale", "bfloat16"),
+    ("sample+KL", "float32"),
+    ("sample+KL", "bfloat16"),
+    ("sample+KL", "float64"),
+    ("sample+KL backward", "float32"),
+    ("sample+KL backward", "bfloat16"),
+    ("sample strided", "float32"),
+    ("KL std total", "float16"),
+    ("KL prior backward", "float32"),
+    ("KL by example", "bfloat16"),
+]
+
+
+@pytest.mark.skipif(static_roofline.INTERPRETED, reason="this is the run by the interpreter")
+@pytest.mark.parametrize("file", ["test_ops.py", "test_noise.py", "test_autograd.py"])
+def test_the_op_table_in_the_interpreter(file: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", IN_THE_INTERPRETER]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [*command, str(HERE / file)], env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
+
+
+@pytest.mark.skipif(static_roofline.INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "arch"), [*((*k, 90) for k in [*BARS, *OTHERS]), *((*k, 80) for k in BARS)], ids=str
+)
+def test_machine_code(kernel: str, dtype: str, arch: int) -> None:
+    """No spills, 16-byte accesses, lean loops; every kernel there is: ``make roofline``."""
+    (report,) = static_roofline.reports(dtype, arch, lambda name: name == kernel)
+    assert report.spills == 0
+    assert report.stack == 0
+    assert {"LDG.128"} <= set(report.loop.widths)
+    partial_sums = {"STG.32"} if "example" in kernel else set()
+    assert {w for w in report.loop.widths if w.startswith("STG")} <= {"STG.128"} | partial_sums
+    assert report.loop.instructions <= BARS.get((kernel, dtype), 1000)
+
+
+def test_a_launch_covers_every_element_once() -> None:
+    from fastvae.kernels.triton.launch import MAX_STEPS, PROGRAMS, TILE, plan
+
+    for rows in (1, 2, 3, 8192, 100_000):
+        for cols in (1, 3, 64, 784, 2048, 2049, 1 << 20, 3 << 31):
+            tiles = plan(rows, cols, torch.float32)
+            row_tiles = -(-rows // tiles.rows)
+            assert tiles.rows * tiles.block <= TILE
+            assert 1 <= tiles.steps <= MAX_STEPS
+            assert tiles.programs == row_tiles * tiles.chunks
+            assert tiles.chunks * tiles.steps * tiles.block >= cols, "every column"
+            assert (tiles.chunks - 1) * tiles.steps * tiles.block < cols, "no program without work"
+            if rows * cols <= TILE * PROGRAMS and cols >= TILE:
+                assert tiles.steps == 1, "small inputs are spread over as many programs as there are tiles"
+
+
+def test_noise_beyond_two_to_the_31() -> None:
+    """Which element a program draws for is 64-bit: the last launch of a huge tensor would show it, its plan does."""
+    from fastvae.kernels.triton.launch import plan
+
+    tiles = plan(1, (1 << 33) + 5, torch.float32)
+    assert tiles.programs < 1 << 31
+    assert (tiles.programs - 1) * tiles.steps * tiles.block > 1 << 32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_it_is_the_default_on_a_gpu() -> None:
+    import fastvae.backends
+
+    assert fastvae.backends.backend_name("cuda") == "triton"
