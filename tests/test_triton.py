@@ -17,6 +17,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from benchmarks import static_roofline
 
+from table import INTERPRETED
+
 HERE = Path(__file__).parent
 # threads are the CPU backends' concern; the statistics of a million normals are the reference's, which these equal
 IN_THE_INTERPRETER = "triton and not threads and not normal_and_uncorrelated and not backends_agree"
@@ -52,7 +54,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.skipif(static_roofline.INTERPRETED, reason="this is the run by the interpreter")
+@pytest.mark.skipif(INTERPRETED, reason="this is the run by the interpreter")
 @pytest.mark.parametrize("file", ["test_ops.py", "test_noise.py", "test_autograd.py"])
 def test_the_op_table_in_the_interpreter(file: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", IN_THE_INTERPRETER]
@@ -64,7 +66,7 @@ def test_the_op_table_in_the_interpreter(file: str) -> None:
     assert " passed" in run.stdout
 
 
-@pytest.mark.skipif(static_roofline.INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize(
     ("kernel", "dtype", "arch"), [*((*k, 90) for k in [*BARS, *OTHERS]), *((*k, 80) for k in BARS)], ids=str
 )
