@@ -72,8 +72,19 @@ def check_writable(path: Path) -> None:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    """As JSON that a diff can be read of."""
+    """As JSON with a line for each row, so that two files can be compared by ``diff``."""
     try:
-        path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(as_json(results), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def as_json(results: dict[str, Any]) -> str:
+    """One line a field, and one an element where the field is a list."""
+    fields = []
+    for name, value in results.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(json.dumps(element, ensure_ascii=False) for element in value) + "\n ]"
+        fields.append(f' "{name}": {text}')
+    return "{\n" + ",\n".join(fields) + "\n}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -21,6 +22,7 @@ def origin(device: str) -> dict[str, Any]:
     return {
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
+        "load": load(),
         "versions": versions(device),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": commit(),
@@ -41,6 +43,11 @@ def hardware(device: str) -> dict[str, Any]:
             "l2_bytes": properties.L2_cache_size,
         }
     return {"device": kind, "name": cpu_name(), "vectors": torch.backends.cpu.get_cpu_capability()}
+
+
+def load() -> float | None:
+    """Cores that others kept busy in the minute before; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def cpu_name() -> str:

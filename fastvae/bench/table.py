@@ -7,6 +7,8 @@ from typing import Any
 
 from .contenders import COMPILE, EAGER, FLOOR
 
+BUSY = 0.2  # share of the threads that may be busy with something else
+
 Rows = dict[str, dict[str, Any]]  # of one work, by contender
 
 
@@ -50,18 +52,24 @@ def times(value: float | None) -> str:
     return "–" if value is None else f"{value:.{1 if value < 100 else 0}f}×"
 
 
-def lines(results: dict[str, Any]) -> Iterator[str]:
-    """The report ``fastvae bench`` prints."""
-    machine, versions = results["hardware"], results["versions"]
-    speeds = results["bandwidth"]
-    fast = results["default"]
+def head(results: dict[str, Any]) -> Iterator[str]:
+    """Where and with what, and whether others were at work there."""
+    machine, versions, speeds = results["hardware"], results["versions"], results["bandwidth"]
     yield (
         f"{machine['name']}, {results['threads']} threads, torch {versions['torch']}; "
         f"copy {speeds['copy']:.1f} GB/s, 3-stream loop {speeds['three_stream']:.1f} GB/s"
     )
+    if (load := results["load"]) and load > BUSY * results["threads"]:
+        yield f"others kept {load:.1f} cores busy before this run: expect noise, and trust no ratio"
     yield ""
-    head = ("work", fast, "GB/s", "vs eager", "vs compile", "vs floor")
-    table = [head]
+
+
+def lines(results: dict[str, Any]) -> Iterator[str]:
+    """The report ``fastvae bench`` prints."""
+    yield from head(results)
+    fast = results["default"]
+    columns = ("work", fast, "GB/s", "vs eager", "vs compile", "vs floor")
+    table = [columns]
     for title, rows in by_work(results).items():
         if fast not in rows:
             continue
@@ -76,11 +84,12 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
                 times(ratio(rows, fast, FLOOR)),
             )
         )
-    widths = [max(len(line[k]) for line in table) for k in range(len(head))]
+    widths = [max(len(line[k]) for line in table) for k in range(len(columns))]
     for line in table:
         yield "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
     yield ""
     yield "vs eager, vs compile: how many times longer they take. vs floor: our time over that of the plainest loop"
     yield "that moves the bytes that must move. Contenders took turns; medians."
-    reasons = {f"{row['contender']} was skipped: {row['skipped']}" for row in results["rows"] if "skipped" in row}
-    yield from sorted(reasons)
+    yield from sorted(
+        {f"{row['contender']} was skipped: {row['skipped']}" for row in results["rows"] if "skipped" in row}
+    )

@@ -47,7 +47,8 @@ class Work(NamedTuple):
     @property
     def title(self) -> str:
         """All of it in one line; no two works share it."""
-        return f"{self.op} · {self.size} · {self.types} · {self.direction}"
+        parts = [self.op, self.size, self.types]
+        return " · ".join(parts if self.op == TRAINING else [*parts, self.direction])
 
 
 class Op(NamedTuple):
