@@ -35,11 +35,12 @@ def cases(select: Callable[[str], Iterable[Work]]) -> list[Any]:
         for work in select(device):
             mark = pytest.mark.benchmark(group=f"{device} · {work.title}", disable_gc=True, max_time=0.5, **options)
             for name in contenders.names(work, device):
-                params.append(pytest.param(device, work, name, id=_id(device, work, name), marks=mark))
+                params.append(pytest.param(device, work, name, id=case_id(device, work, name), marks=mark))
     return params
 
 
-def _id(device: str, work: Work, name: str) -> str:
+def case_id(device: str, work: Work, name: str) -> str:
+    """In letters that ``-k`` and a shell take as they are."""
     return re.sub(r"[^\w.]+", "-", f"{device} {work.title} {name}".replace("×", "x"), flags=re.ASCII)
 
 

@@ -28,4 +28,4 @@ def measure(device: str) -> dict[str, float]:
     kind = torch.device(device).type
     total = BYTES[kind]
     calls = {"copy": copy(total, device), "three_stream": three_stream(total, device)}
-    return {name: total / median(times) for name, times in interleaved(calls, kind, budget=1.5).items()}
+    return {name: total / median(times) for name, times in interleaved(calls, kind, budget=1.0).items()}
