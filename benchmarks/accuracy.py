@@ -13,7 +13,8 @@ from torch import Tensor
 
 import fastvae
 from fastvae.bench import eager
-from fastvae.bench.works import OPS, Work
+from fastvae.bench.ops import OPS
+from fastvae.bench.works import Work
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WORKS = (

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from fastvae.bench import suite
 from fastvae.bench.command import measure
 from fastvae.bench.contenders import COMPILE, EAGER, FLOOR
+from fastvae.bench.ops import gradient_bytes
 from fastvae.bench.table import by_work, duration, head, ratio
-from fastvae.bench.works import BF16, TRAINING, U8, Work, gradient_bytes
+from fastvae.bench.works import BF16, TRAINING, U8, Work
 
 from . import accuracy, overhead, startup
 
@@ -109,12 +110,12 @@ def every(results: dict[str, Any], device: str) -> list[Bar]:
 def lines(bars: list[Bar]) -> Iterator[str]:
     """A table and a count."""
     verdicts = {True: "pass", False: "MISS", None: ""}
-    widths = [max(len(bar[k]) for bar in bars) for k in range(3)]
+    widths = [max(map(len, column)) for column in zip(*(bar[:3] for bar in bars), strict=True)]
     for bar in bars:
         cells = bar.what.ljust(widths[0]), bar.measured.rjust(widths[1]), bar.bar.rjust(widths[2])
         yield "  ".join((*cells, verdicts[bar.passed])).rstrip()
     judged = [bar for bar in bars if bar.passed is not None]
-    yield f"\n{sum(map(bool, (bar.passed for bar in judged)))} of {len(judged)} bars met"
+    yield f"\n{sum(bar.passed is True for bar in judged)} of {len(judged)} bars met"
 
 
 def main() -> int:

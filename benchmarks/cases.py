@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fastvae.bench import contenders, memory
-from fastvae.bench.works import TRAINING, Work, bytes_moved
+from fastvae.bench.ops import bytes_moved
+from fastvae.bench.works import TRAINING, Work
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -14,8 +14,9 @@ import torch
 
 from fastvae import functional, ops
 from fastvae.backends import backend_for
+from fastvae.bench.ops import OPS
 from fastvae.bench.timing import interleaved, median
-from fastvae.bench.works import OPS, Work
+from fastvae.bench.works import Work
 
 LATENT = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
 RECONSTRUCTION = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean", "with_gradient": True}

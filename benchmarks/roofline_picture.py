@@ -31,8 +31,8 @@ def draw(results: dict[str, Any], titles: list[str]) -> Figure:
             axes.barh(places, [row["gb_per_s"] for _, row in bars], HEIGHT * 0.88, color=colour, label=name, zorder=2)
             for place, (_, row) in zip(places, bars, strict=True):
                 end, text = (row["gb_per_s"], place), duration(row["median_s"])
-                offset = {"xytext": (5, 0), "textcoords": "offset points"}
-                axes.annotate(text, end, **offset, va="center", fontsize=8.5, color=INK, zorder=4, bbox=PAPER)
+                style: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": INK, "zorder": 4, "bbox": PAPER}
+                axes.annotate(text, end, (5, 0), textcoords="offset points", **style)
         axes.axvline(copy, color="#d55e00", linewidth=1.5, zorder=3)
         axes.text(copy, -0.62, f"copy, {copy:.0f} GB/s ", color="#d55e00", ha="right", va="center", fontsize=9)
         axes.set_yticks([])

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import bars, cases, publish, startup
 from fastvae.backends import backend_name
-from fastvae.bench import contenders, hardware, memory, suite, table, timing, training, works
+from fastvae.bench import contenders, hardware, memory, ops, suite, table, timing, training, works
 from fastvae.bench.command import as_json
 from fastvae.bench.works import BF16, TRAINING, U8, Work
 from fastvae.cli import main
@@ -40,15 +40,15 @@ def python(*arguments: object, **environment: str) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.parametrize("op", works.OPS)
+@pytest.mark.parametrize("op", ops.OPS)
 def test_contenders_compute_the_same(op: str) -> None:
     work = Work(op, (16, 24), latent=4)
-    inputs = works.OPS[op].inputs(work, torch.Generator().manual_seed(0))
-    leaves = [inputs[k].requires_grad_() for k in works.OPS[op].leaves]
+    inputs = ops.OPS[op].inputs(work, torch.Generator().manual_seed(0))
+    leaves = [inputs[k].requires_grad_() for k in ops.OPS[op].leaves]
 
     def results(function: Any) -> list[torch.Tensor]:
         value = function(*inputs)
-        if works.OPS[op].returns_z:
+        if ops.OPS[op].returns_z:
             # noise differs: what is left is that z − mu goes with σ, and the KL
             z, *kl = value if isinstance(value, tuple) else (value,)
             gradient = torch.autograd.grad(z.sum(), leaves, retain_graph=True)
@@ -56,23 +56,23 @@ def test_contenders_compute_the_same(op: str) -> None:
             return [gradient[0], *(kl and [kl[0], *torch.autograd.grad(kl[0], leaves)])]
         return [value, *torch.autograd.grad(value, leaves)]
 
-    want = results(works.OPS[op].ours)
-    for form in works.OPS[op].eager.values():
+    want = results(ops.OPS[op].ours)
+    for form in ops.OPS[op].eager.values():
         for value, expected in zip(results(form), want, strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bytes_that_must_move() -> None:
     data, latent = 16 * 24, 16 * 4
-    assert works.bytes_moved(Work("bce", (16, 24))) == 3 * 4 * data
-    assert works.bytes_moved(Work("bce", (16, 24), backward=False)) == 2 * 4 * data
-    assert works.bytes_moved(Work("bce_with_logits", (16, 24), BF16, U8)) == (2 + 1 + 2) * data
-    assert works.bytes_moved(Work("gaussian_kl", (16, 4))) == 4 * 4 * latent
-    assert works.bytes_moved(Work("sample_with_kl", (16, 4))) == 6 * 4 * latent
-    assert works.bytes_moved(Work("reparameterize", (16, 4), backward=False)) == 3 * 4 * latent
-    assert works.bytes_moved(SMALL) == 4 * (3 * data + 4 * latent)
-    assert works.gradient_bytes(SMALL) == 4 * (data + 2 * latent)
-    assert works.gradient_bytes(Work("sample_with_kl", (16, 4))) == 4 * 2 * latent
+    assert ops.bytes_moved(Work("bce", (16, 24))) == 3 * 4 * data
+    assert ops.bytes_moved(Work("bce", (16, 24), backward=False)) == 2 * 4 * data
+    assert ops.bytes_moved(Work("bce_with_logits", (16, 24), BF16, U8)) == (2 + 1 + 2) * data
+    assert ops.bytes_moved(Work("gaussian_kl", (16, 4))) == 4 * 4 * latent
+    assert ops.bytes_moved(Work("sample_with_kl", (16, 4))) == 6 * 4 * latent
+    assert ops.bytes_moved(Work("reparameterize", (16, 4), backward=False)) == 3 * 4 * latent
+    assert ops.bytes_moved(SMALL) == 4 * (3 * data + 4 * latent)
+    assert ops.gradient_bytes(SMALL) == 4 * (data + 2 * latent)
+    assert ops.gradient_bytes(Work("sample_with_kl", (16, 4))) == 4 * 2 * latent
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -115,6 +115,34 @@ def test_contenders_take_turns_in_their_context() -> None:
     times = timing.interleaved({n: contender(n) for n in "abc"}, "cpu", budget=0, context=context)
     assert calls == list("abc") * (1 + timing.MIN_ROUNDS), "once to find how many calls are a burst, then in rounds"
     assert all(len(t) == timing.MIN_ROUNDS and min(t) > 0 for t in times.values())
+
+
+def test_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one: events that read a clock which moves 3 ms a call."""
+    now = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def synchronize(self) -> None:
+            self.known = True
+
+        def elapsed_time(self, end: Event) -> float:
+            assert end.known, "asked before the device was there"
+            return end.at - self.at
+
+    def call() -> None:
+        now[0] += 3.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert timing.burst(call, 5, "cuda") == pytest.approx(3e-3)
+    begin = cases.Tick()
+    call()
+    assert cases.Tick() - begin == pytest.approx(3e-3)
 
 
 def test_who_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +257,7 @@ def test_bars_can_be_missed() -> None:
 
 def test_memory_bar() -> None:
     results = made_up({FAST: 1.0})
-    gradient = works.gradient_bytes(bars.LOGITS)
+    gradient = ops.gradient_bytes(bars.LOGITS)
     for row in results["rows"]:
         row["peak_extra_bytes"] = gradient + 65_536 if row["work"] == bars.LOGITS.title else 0
     assert all(bar.passed for bar in bars.memory(results))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..backends import backends, use_backend
 from . import bandwidth, training
+from .ops import OPS, bytes_moved
 from .timing import Call
-from .works import OPS, TRAINING, Work, bytes_moved
+from .works import TRAINING, Work
 
 EAGER, COMPILE, FLOOR = "eager", "torch.compile", "3-stream loop"
 MAX_COPIES = 256

@@ -11,8 +11,9 @@ from ..backends import backend_name
 from . import bandwidth, hardware
 from .contenders import FLOOR, contenders, ours
 from .memory import peak_extra_bytes
+from .ops import bytes_moved
 from .timing import interleaved, median, quartiles
-from .works import Work, bytes_moved
+from .works import Work
 
 SCHEMA = 1
 BUDGET = 4.0  # seconds of timing a work
