@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from fastvae.bench import contenders, memory
+from fastvae.bench import contenders, memory, timing
 from fastvae.bench.ops import bytes_moved
 from fastvae.bench.works import TRAINING, Work
+
+#: what was measured so far, by group and contender; pytest-benchmark's own tables show only times
+in_bytes: dict[str, dict[str, dict[str, Any]]] = {}
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -32,9 +35,11 @@ def cases(select: Callable[[str], Iterable[Work]]) -> list[Any]:
     """Device × work × contender, the contenders of a work side by side; ``select`` gives the works of a device."""
     params = []
     for device in DEVICES:
-        options: dict[str, Any] = {"timer": Tick} if device == "cuda" else {}
+        options: dict[str, Any] = {"disable_gc": True, "max_time": 0.5, "min_time": timing.MIN_BURST}
+        if device == "cuda":
+            options["timer"] = Tick
         for work in select(device):
-            mark = pytest.mark.benchmark(group=f"{device} · {work.title}", disable_gc=True, max_time=0.5, **options)
+            mark = pytest.mark.benchmark(group=f"{device} · {work.title}", **options)
             for name in contenders.names(work, device):
                 params.append(pytest.param(device, work, name, id=case_id(device, work, name), marks=mark))
     return params
@@ -67,5 +72,6 @@ def measure(benchmark: Any, speeds: dict[str, float], device: str, work: Work, n
             "share_of_copy": round(speed / speeds["copy"], 4),
             "copy_gb_per_s": round(speeds["copy"] / 1e9, 2),
         }
+        in_bytes.setdefault(f"{device} · {work.title}", {})[name] = benchmark.extra_info
     elif work.op == TRAINING:
         benchmark.extra_info["examples_per_s"] = round(work.shape[0] / benchmark.stats.stats.median)

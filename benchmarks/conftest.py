@@ -8,6 +8,8 @@ import pytest
 
 from fastvae.bench import bandwidth
 
+from .cases import in_bytes
+
 COLUMNS = ["median", "iqr", "min", "rounds", "iterations"]
 
 
@@ -19,6 +21,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info.pop("node", None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for group, rows in in_bytes.items():
+        terminalreporter.section(group, "-")
+        for name, info in sorted(rows.items(), key=lambda row: -row[1]["gb_per_s"]):
+            line = f"{name:22} {info['gb_per_s']:8.1f} GB/s {info['share_of_copy']:6.0%} of a copy"
+            if "peak_extra_bytes" in info:
+                line += f" {info['peak_extra_bytes'] / 1e6:10.2f} MB peak extra memory"
+            terminalreporter.write_line(line)
 
 
 _speeds: dict[str, dict[str, float]] = {}
