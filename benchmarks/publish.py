@@ -17,7 +17,7 @@ from typing import Any
 from fastvae.bench import works
 from fastvae.bench.contenders import COMPILE, EAGER
 from fastvae.bench.suite import SCHEMA
-from fastvae.bench.table import by_work, duration, ratio, times
+from fastvae.bench.table import by_work, duration, is_busy, ratio, times
 from fastvae.bench.works import TRAINING
 from fastvae.errors import UserError
 
@@ -61,9 +61,13 @@ def markdown(results: dict[str, Any], source: str) -> Iterator[str]:
     yield ""
     yield (
         f"*{results['hardware']['name']}, {results['threads']} threads, copy {results['bandwidth']['copy']:.1f} GB/s; "
-        f"{versions}; {results['date']}, commit {results['commit'] or 'unknown'}. Medians, contenders in turns: "
-        f"`{source}`, by `python -m benchmarks.run --device {results['hardware']['device']}`.*"
+        f"{versions}; {results['date']}, {_others(results)}commit {results['commit'] or 'unknown'}. "
+        f"Medians, contenders in turns: `{source}`, by `python -m benchmarks.run --device {results['hardware']['device']}`.*"
     )
+
+
+def _others(results: dict[str, Any]) -> str:
+    return f"{results['others']:.1f} cores busy with something else, " if is_busy(results) else ""
 
 
 def insert(text: str, section: str, lines: list[str]) -> str:
@@ -75,11 +79,18 @@ def insert(text: str, section: str, lines: list[str]) -> str:
     return pattern.sub(lambda _: "\n".join([begin, *lines, end]), text)
 
 
-def main(source: Path, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "images") -> list[Path]:
-    """Write the table and draw the picture; returns the files written."""
+def main(
+    source: Path, *, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "images", busy: bool = False
+) -> list[Path]:
+    """Write the table and draw the picture; returns the files written. Of a ``busy`` machine only if told so."""
     from . import roofline_picture
 
     results = load(source)
+    if is_busy(results) and not busy:
+        raise UserError(
+            f"others kept {results['others']:.1f} cores busy while {source} was measured: "
+            "measure again on an idle machine, or publish it with that remark by --busy"
+        )
     where = source.resolve().relative_to(ROOT) if source.resolve().is_relative_to(ROOT) else Path(source.name)
     picture = pictures / f"roofline-{slug(results)}.png"
     lines = list(markdown(results, where.as_posix()))
@@ -95,7 +106,9 @@ def main(source: Path, readme: Path = ROOT / "README.md", pictures: Path = ROOT 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__)
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("--busy", action="store_true", help="also if the machine was not idle; the table says so")
+    options = parser.parse_args()
     try:
-        print(*main(parser.parse_args().results), sep="\n")
+        print(*main(options.results, busy=options.busy), sep="\n")
     except UserError as error:
         sys.exit(f"benchmarks.publish: error: {error}")

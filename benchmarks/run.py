@@ -1,6 +1,6 @@
 """Measures everything on one device and leaves a results file: ``python -m benchmarks.run [--device cuda]``.
 
-The works of ``fastvae bench --full``, then the bars. On an idle machine only: ``load`` in the file says whether it was.
+The works of ``fastvae bench --full``, then the bars. ``others`` in the file says whether the machine was idle.
 """
 
 from __future__ import annotations

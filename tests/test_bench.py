@@ -237,6 +237,8 @@ def made_up(seconds: dict[str, float]) -> dict[str, Any]:
         **hardware.origin("cpu"),
         "hardware": {"device": "cpu", "name": "Abacus 9"},
         "default": FAST,
+        "threads": 2,
+        "others": 0.1,
         "bandwidth": {"copy": 40.0, "three_stream": 42.0},
         "rows": rows,
     }
@@ -274,7 +276,7 @@ def test_published_table_is_the_results(tmp_path: Path) -> None:
     for eager in (0.030, 0.060):
         results = made_up({"eager": eager, "torch.compile": 0.020, FAST: 0.010})
         source.write_text(suite_json(results), encoding="utf-8")
-        written = publish.main(source, readme, tmp_path)
+        written = publish.main(source, readme=readme, pictures=tmp_path)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith(before)
     assert text.endswith(after)
@@ -300,14 +302,40 @@ def test_publish_errors(tmp_path: Path) -> None:
     readme.write_text("no comments")
     bad.write_text("{}")
     with pytest.raises(UserError, match="is not a results file of schema"):
-        publish.main(bad, readme, tmp_path)
+        publish.main(bad, readme=readme, pictures=tmp_path)
     bad.write_text("[")
     with pytest.raises(UserError, match="cannot be read"):
-        publish.main(bad, readme, tmp_path)
+        publish.main(bad, readme=readme, pictures=tmp_path)
     bad.write_text(suite_json(made_up({FAST: 1.0})))
     with pytest.raises(UserError, match="expected one pair of comments <!-- benchmarks cpu -->"):
-        publish.main(bad, readme, tmp_path)
+        publish.main(bad, readme=readme, pictures=tmp_path)
     assert readme.read_text() == "no comments"
+
+
+def test_a_busy_machine_is_published_with_a_remark_only(tmp_path: Path) -> None:
+    readme, source = tmp_path / "README.md", tmp_path / "busy.json"
+    readme.write_text("<!-- benchmarks cpu -->\n<!-- /benchmarks cpu -->")
+    source.write_text(suite_json(made_up({FAST: 1.0}) | {"others": 0.7}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"others kept 0\.7 cores busy"):
+        publish.main(source, readme=readme, pictures=tmp_path)
+    publish.main(source, readme=readme, pictures=tmp_path, busy=True)
+    assert "0.7 cores busy with something else" in readme.read_text(encoding="utf-8")
+
+
+def test_our_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[tuple[float, float, float] | None] = [(100.0, 50.0, 7.0), (110.0, 65.0, 17.0)]
+    monkeypatch.setattr(hardware, "_clocks", lambda: readings.pop(0))
+    assert hardware.Others().cores() == 0.5, "15 s of work in 10 s, 10 of them ours"
+    readings += [None, (1.0, 1.0, 1.0)]
+    assert hardware.Others().cores() is None, "the system does not say"
+
+
+@pytest.mark.skipif("not sys.platform.startswith('linux')", reason="read from /proc/stat")
+def test_clocks_of_linux() -> None:
+    clocks = hardware._clocks()
+    assert clocks is not None
+    _, busy, own = clocks
+    assert 0 < own <= busy, "of all processes since the machine started, and of this one"
 
 
 def test_readme_has_a_place_for_results() -> None:

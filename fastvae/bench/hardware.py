@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ def origin(device: str) -> dict[str, Any]:
     return {
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
-        "load": load(),
         "versions": versions(device),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": commit(),
@@ -45,9 +45,30 @@ def hardware(device: str) -> dict[str, Any]:
     return {"device": kind, "name": cpu_name(), "vectors": torch.backends.cpu.get_cpu_capability()}
 
 
-def load() -> float | None:
-    """Cores that others kept busy in the minute before; None where the system does not say."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+class Others:
+    """Cores that other processes (or other guests of the host) keep busy from now on: how far to trust a ratio."""
+
+    def __init__(self) -> None:
+        self.begin = _clocks()
+
+    def cores(self) -> float | None:
+        """The mean so far; None where the system does not say."""
+        now = _clocks()
+        if self.begin is None or now is None:
+            return None
+        wall, busy, own = (after - before for after, before in zip(now, self.begin, strict=True))
+        return round(max(0.0, busy - own) / wall, 2) if wall else 0.0
+
+
+def _clocks() -> tuple[float, float, float] | None:
+    """Seconds on the wall, of all cores not being idle, and of this process and its finished children."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq, steal, *_ = map(int, file.readline().split()[1:])
+    except (OSError, ValueError):
+        return None
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy, sum(os.times()[:4])
 
 
 def cpu_name() -> str:

@@ -25,7 +25,7 @@ def run(
     works: Iterable[Work], device: str, *, budget: float = BUDGET, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Origin, bandwidth and one row for each work and contender. ``progress`` gets the title of each work before it."""
-    origin = hardware.origin(device)  # before this run is itself the load
+    others = hardware.Others()
     progress("memory bandwidth")
     speeds = bandwidth.measure(device)
     rows: list[Row] = []
@@ -34,8 +34,9 @@ def run(
         rows += measure(work, device, speeds["copy"], budget)
     return {
         "schema": SCHEMA,
-        **origin,
+        **hardware.origin(device),
         "default": ours(backend_name(torch.device(device).type)),
+        "others": others.cores(),
         "bandwidth": {name: round(speed / 1e9, 2) for name, speed in speeds.items()},
         "rows": rows,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from .contenders import COMPILE, EAGER, FLOOR
 
-BUSY = 0.2  # share of the threads that may be busy with something else
+BUSY = 0.1  # cores that others may keep busy, for each thread of ours
 
 Rows = dict[str, dict[str, Any]]  # of one work, by contender
 
@@ -52,6 +52,11 @@ def times(value: float | None) -> str:
     return "–" if value is None else f"{value:.{1 if value < 100 else 0}f}×"
 
 
+def is_busy(results: dict[str, Any]) -> bool:
+    """Whether too much else ran on the machine for the numbers to mean much."""
+    return (results["others"] or 0) > BUSY * results["threads"]
+
+
 def head(results: dict[str, Any]) -> Iterator[str]:
     """Where and with what, and whether others were at work there."""
     machine, versions, speeds = results["hardware"], results["versions"], results["bandwidth"]
@@ -59,8 +64,8 @@ def head(results: dict[str, Any]) -> Iterator[str]:
         f"{machine['name']}, {results['threads']} threads, torch {versions['torch']}; "
         f"copy {speeds['copy']:.1f} GB/s, 3-stream loop {speeds['three_stream']:.1f} GB/s"
     )
-    if (load := results["load"]) and load > BUSY * results["threads"]:
-        yield f"others kept {load:.1f} cores busy before this run: expect noise, and trust no ratio"
+    if is_busy(results):
+        yield f"others kept {results['others']:.1f} cores busy during this run: expect noise, and trust no ratio"
     yield ""
 
 
