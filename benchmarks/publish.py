@@ -59,10 +59,11 @@ def markdown(results: dict[str, Any], source: str) -> Iterator[str]:
         yield f"| {' | '.join([name, *cells])} |"
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items() if name != "fastvae")
     yield ""
+    device = results["hardware"]["device"]
     yield (
         f"*{results['hardware']['name']}, {results['threads']} threads, copy {results['bandwidth']['copy']:.1f} GB/s; "
         f"{versions}; {results['date']}, {_others(results)}commit {results['commit'] or 'unknown'}. "
-        f"Medians, contenders in turns: `{source}`, by `python -m benchmarks.run --device {results['hardware']['device']}`.*"
+        f"Medians, contenders in turns: `{source}`, by `python -m benchmarks.run --device {device}`.*"
     )
 
 
