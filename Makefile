@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint types bench gpu roofline clean
+.PHONY: demo test lint types bench bars results gpu roofline clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -33,6 +33,13 @@ types: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+bars: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bars
+
+# On an idle machine: a new file in benchmarks/results, the table of the README and the picture made from it.
+results: $(VENV)/installed
+	$(BIN)/python -m benchmarks.run --publish
 
 roofline: $(VENV)/installed
 	$(BIN)/python -m benchmarks.static_roofline

@@ -1,4 +1,7 @@
-"""The command line: ``train``, ``demo``, ``sample``, ``info``. An error is one line on stderr and an exit code."""
+"""The command line: ``train``, ``demo``, ``sample``, ``bench``, ``info``.
+
+An error is one line on stderr and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .bench import command as bench_command
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -70,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("samples.png"), metavar="FILE", help="(default: samples.png)"
     )
     sample.set_defaults(run=run_sample)
+
+    bench = commands.add_parser("bench", help="time the ops on this machine against eager PyTorch and torch.compile")
+    bench_command.add_arguments(bench)
+    bench.set_defaults(run=run_bench)
 
     info = commands.add_parser("info", help="versions, devices, backends, and why a backend is missing")
     info.set_defaults(run=run_info)
@@ -279,6 +287,11 @@ def run_sample(options: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{options.output} cannot be written: {error}") from None
     print(options.output)
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """``fastvae bench``."""
+    bench_command.run(options, _device(options.device))
 
 
 def run_info(_: argparse.Namespace) -> None:

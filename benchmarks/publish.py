@@ -1,0 +1,115 @@
+"""Turns a results file into the table of the README and a picture: ``python -m benchmarks.publish RESULTS.json``.
+
+The table stands between the comments ``<!-- benchmarks cpu -->`` and ``<!-- /benchmarks cpu -->`` (or ``cuda``) and is
+replaced whole: no number is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastvae.bench import works
+from fastvae.bench.contenders import COMPILE, EAGER
+from fastvae.bench.suite import SCHEMA
+from fastvae.bench.table import by_work, duration, is_busy, ratio, times
+from fastvae.bench.works import TRAINING
+from fastvae.errors import UserError
+
+from .run import slug
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A results file of this schema."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a results file of schema {SCHEMA}")
+    return results
+
+
+def published(results: dict[str, Any]) -> list[str]:
+    """Titles of the works people are shown: those of ``fastvae bench``, and every batch size of a training step."""
+    titles = [work.title for work in works.short(results["hardware"]["device"]) if work.op != TRAINING]
+    titles += [row["work"] for row in results["rows"] if row["op"] == TRAINING]
+    return [title for title in dict.fromkeys(titles) if results["default"] in by_work(results).get(title, {})]
+
+
+def markdown(results: dict[str, Any], source: str) -> Iterator[str]:
+    """The lines of the table, and where its numbers come from."""
+    fast = results["default"]
+    yield f"| forward + backward | eager | `torch.compile` | {fast} | vs eager | vs compile | GB/s, share of a copy |"
+    yield "| --- " * 7 + "|"
+    for title in published(results):
+        rows = by_work(results)[title]
+        cells = [duration(rows[name]["median_s"]) if name in rows else "–" for name in (EAGER, COMPILE, fast)]
+        cells += [times(ratio(rows, EAGER, fast)), times(ratio(rows, COMPILE, fast))]
+        own = rows[fast]
+        cells.append(f"{own['gb_per_s']:.1f}, {own['share_of_copy']:.0%}" if "gb_per_s" in own else "–")
+        name = title.replace(" · forward + backward", "").replace(" · ", ", ")
+        yield f"| {' | '.join([name, *cells])} |"
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items() if name != "fastvae")
+    yield ""
+    device = results["hardware"]["device"]
+    yield (
+        f"*{results['hardware']['name']}, {results['threads']} threads, copy {results['bandwidth']['copy']:.1f} GB/s; "
+        f"{versions}; {results['date']}, {_others(results)}commit {results['commit'] or 'unknown'}. "
+        f"Medians, contenders in turns: `{source}`, by `python -m benchmarks.run --device {device}`.*"
+    )
+
+
+def _others(results: dict[str, Any]) -> str:
+    return f"{results['others']:.1f} cores busy with something else, " if is_busy(results) else ""
+
+
+def insert(text: str, section: str, lines: list[str]) -> str:
+    """``text`` with ``lines`` between the two comments of ``section``."""
+    begin, end = f"<!-- {section} -->", f"<!-- /{section} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise UserError(f"expected one pair of comments {begin} … {end}, got {len(pattern.findall(text))}")
+    return pattern.sub(lambda _: "\n".join([begin, *lines, end]), text)
+
+
+def main(
+    source: Path, *, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "images", busy: bool = False
+) -> list[Path]:
+    """Write the table and draw the picture; returns the files written. Of a ``busy`` machine only if told so."""
+    from . import roofline_picture
+
+    results = load(source)
+    if is_busy(results) and not busy:
+        raise UserError(
+            f"others kept {results['others']:.1f} cores busy while {source} was measured: "
+            "measure again on an idle machine, or publish it with that remark by --busy"
+        )
+    where = source.resolve().relative_to(ROOT) if source.resolve().is_relative_to(ROOT) else Path(source.name)
+    picture = pictures / f"roofline-{slug(results)}.png"
+    lines = list(markdown(results, where.as_posix()))
+    try:
+        text = insert(readme.read_text(encoding="utf-8"), f"benchmarks {results['hardware']['device']}", lines)
+        roofline_picture.draw(results, published(results)).savefig(picture, dpi=160)
+        readme.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None
+    return [readme, picture]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__)
+    parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("--busy", action="store_true", help="also if the machine was not idle; the table says so")
+    options = parser.parse_args()
+    try:
+        print(*main(options.results, busy=options.busy), sep="\n")
+    except UserError as error:
+        sys.exit(f"benchmarks.publish: error: {error}")

@@ -1,0 +1,68 @@
+"""Measures everything on one device and leaves a results file: ``python -m benchmarks.run [--device cuda]``.
+
+The works of ``fastvae bench --full``, then the bars. ``others`` in the file says whether the machine was idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fastvae.bench import suite, table, works
+from fastvae.bench.command import check_writable, measure, save
+from fastvae.bench.works import Work
+from fastvae.errors import UserError
+
+from . import bars
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def slug(results: dict[str, Any]) -> str:
+    """The hardware as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", results["hardware"]["name"].lower()).strip("-")
+
+
+def main(
+    device: str = "cpu", output: Path | None = None, chosen: Iterable[Work] | None = None, budget: float = suite.BUDGET
+) -> Path:
+    """Measure the ``chosen`` works (all) and the bars, print both, write ``output`` and return where that is.
+
+    Without ``output``: ``benchmarks/results/<hardware>-<date>.json``.
+    """
+    if output is not None:
+        check_writable(output)
+    kind = device.partition(":")[0]
+    results = measure(list(works.full(kind) if chosen is None else chosen), device, budget)
+    print("\n".join(table.lines(results)), end="\n\n")
+    found = bars.every(results, device)
+    print("\n".join(bars.lines(found)))
+    results["bars"] = [bar._asdict() for bar in found]
+    output = output or RESULTS / f"{slug(results)}-{results['date']}.json"
+    save(results, output)
+    print(f"\nevery number: {output}")
+    return output
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default: cpu)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="(default: named after the hardware)")
+    parser.add_argument("--publish", action="store_true", help="then write the table of the README and the picture")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    options = _options()
+    try:
+        written = main(options.device, options.output)
+        if options.publish:
+            from . import publish
+
+            publish.main(written)
+    except UserError as error:
+        sys.exit(f"benchmarks.run: error: {error}")

@@ -1,0 +1,96 @@
+"""The table of ops: how each is called, who its opponents are, inputs for it, and the bytes it cannot avoid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from . import eager
+from .works import TRAINING, Work
+
+
+class Op(NamedTuple):
+    """``ours`` and each of ``eager`` compute the same of ``inputs``, of which the first ``leaves`` are differentiable.
+
+    ``eager`` holds the forms people write, by contender name; the first is the one that is also compiled. Where the
+    op returns z, the upstream gradient of its first output is a tensor.
+    """
+
+    inputs: Callable[[Work, torch.Generator], list[Tensor]]
+    leaves: tuple[int, ...]
+    ours: Callable[..., Any]
+    eager: dict[str, Callable[..., Any]]
+    returns_z: bool = False
+
+
+def _target(work: Work, generator: torch.Generator) -> Tensor:
+    dtype, device = work.target or work.dtype, generator.device
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, work.shape, dtype=dtype, device=device, generator=generator)
+    return torch.rand(work.shape, device=device, generator=generator).to(dtype)
+
+
+def _normal(shape: tuple[int, int], work: Work, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, device=generator.device, generator=generator).to(work.dtype)
+
+
+def _logits(work: Work, generator: torch.Generator) -> list[Tensor]:
+    return [_normal(work.shape, work, generator), _target(work, generator)]
+
+
+def _probs(work: Work, generator: torch.Generator) -> list[Tensor]:
+    logits, target = _logits(work, generator)
+    return [torch.sigmoid(logits), target]
+
+
+def _latent(work: Work, generator: torch.Generator) -> list[Tensor]:
+    shape = (work.shape[0], work.latent or work.shape[1])
+    return [_normal(shape, work, generator), _normal(shape, work, generator)]
+
+
+OPS: dict[str, Op] = {
+    "bce": Op(_probs, (0,), functional.bce, {"eager": eager.bce, "eager, clipped": eager.bce_clipped}),
+    "bce_with_logits": Op(
+        _logits,
+        (0,),
+        functional.bce_with_logits,
+        {"eager": eager.bce_with_logits, "eager, probabilities": eager.bce_of_sigmoid},
+    ),
+    "gaussian_kl": Op(_latent, (0, 1), functional.gaussian_kl, {"eager": eager.gaussian_kl}),
+    "reparameterize": Op(_latent, (0, 1), functional.reparameterize, {"eager": eager.reparameterize}, returns_z=True),
+    "sample_with_kl": Op(_latent, (0, 1), functional.sample_with_kl, {"eager": eager.sample_with_kl}, returns_z=True),
+    "elbo_loss": Op(
+        lambda work, generator: _logits(work, generator) + _latent(work, generator),
+        (0, 2, 3),
+        lambda *args: functional.elbo_loss(*args).loss,
+        {"eager": eager.elbo_loss, "eager, probabilities": eager.elbo_loss_of_sigmoid},
+    ),
+}
+
+
+def bytes_moved(work: Work) -> int:
+    """Bytes no implementation can avoid: each input read once, each output written once. 0 for a training step."""
+    if work.op == TRAINING:
+        return 0
+    op, size = OPS[work.op], work.dtype.itemsize
+    data, latent = math.prod(work.shape), work.shape[0] * (work.latent or work.shape[1])
+    has_data, has_latent = 0 in op.leaves and op.inputs is not _latent, len(op.leaves) > 1
+    total = has_data * data * (size + (work.target or work.dtype).itemsize) + has_latent * 2 * latent * size
+    total += op.returns_z * latent * size
+    if work.backward:
+        total += has_data * data * size + has_latent * 2 * latent * size + op.returns_z * latent * size
+    return total
+
+
+def gradient_bytes(work: Work) -> int:
+    """Bytes of the gradients that forward + backward returns."""
+    return bytes_moved(work) - bytes_moved(work._replace(backward=False)) - _upstream_bytes(work)
+
+
+def _upstream_bytes(work: Work) -> int:
+    return math.prod(work.shape) * work.dtype.itemsize if OPS[work.op].returns_z else 0

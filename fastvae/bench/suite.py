@@ -1,0 +1,86 @@
+"""Measures works and gives plain dictionaries, ready for JSON; ``benchmarks/README.md`` says what each field is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ..backends import backend_name
+from . import bandwidth, hardware
+from .contenders import FLOOR, contenders, ours
+from .memory import peak_extra_bytes
+from .ops import bytes_moved
+from .timing import interleaved, median, quartiles
+from .works import Work
+
+SCHEMA = 1
+BUDGET = 4.0  # seconds of timing a work
+
+Row = dict[str, Any]
+
+
+def run(
+    works: Iterable[Work], device: str, *, budget: float = BUDGET, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Origin, bandwidth and one row for each work and contender. ``progress`` gets the title of each work before it."""
+    others = hardware.Others()
+    progress("memory bandwidth")
+    speeds = bandwidth.measure(device)
+    rows: list[Row] = []
+    for work in works:
+        progress(work.title)
+        rows += measure(work, device, speeds["copy"], budget)
+    return {
+        "schema": SCHEMA,
+        **hardware.origin(device),
+        "default": ours(backend_name(torch.device(device).type)),
+        "others": others.cores(),
+        "bandwidth": {name: round(speed / 1e9, 2) for name, speed in speeds.items()},
+        "rows": rows,
+    }
+
+
+def measure(work: Work, device: str, copy_speed: float, budget: float = BUDGET) -> list[Row]:
+    """One row a contender, all timed in turns; those that cannot run have ``skipped`` instead of numbers."""
+    kind = torch.device(device).type
+    found, skipped = contenders(work, device)
+    by_name = {c.name: c for c in found}
+    calls = {c.name: c.call for c in found}
+    times = interleaved(calls, kind, budget=budget, context=lambda name: by_name[name].context())
+    rows = []
+    for contender in found:
+        row = description(work, contender.name) | timed(times[contender.name], work, copy_speed)
+        if contender.name != FLOOR:
+            with contender.context():
+                row["peak_extra_bytes"] = peak_extra_bytes(contender.call, kind)
+        rows.append(row)
+    return rows + [description(work, name) | {"skipped": reason} for name, reason in skipped.items()]
+
+
+def description(work: Work, contender: str) -> Row:
+    """Which row of which table this is."""
+    return {
+        "work": work.title,
+        "op": work.op,
+        "size": work.size,
+        "types": work.types,
+        "direction": work.direction,
+        "contender": contender,
+    }
+
+
+def timed(times: list[float], work: Work, copy_speed: float) -> Row:
+    """Times in seconds, and what they are in bytes."""
+    seconds, total = median(times), bytes_moved(work)
+    low, high = quartiles(times)
+    row: Row = {"median_s": seconds, "quartiles_s": [low, high], "rounds": len(times)}
+    if total:
+        speed = total / seconds
+        row |= {
+            "bytes": total,
+            "gb_per_s": round(speed / 1e9, 3),
+            "share_of_copy": round(speed / copy_speed, 4),
+        }
+    return row

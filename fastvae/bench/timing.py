@@ -1,0 +1,92 @@
+"""The clocks. Contenders take turns, so that a machine that is busy for a second is so for all of them; medians.
+
+On a CPU: ``perf_counter`` around a burst of calls. On a GPU: CUDA events around it, inputs rotated by the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+MIN_BURST = 2e-3  # seconds: long enough for the clock, and for threads of the contender before to go to sleep
+MIN_ROUNDS, MAX_ROUNDS = 7, 400
+
+Call = Callable[[], Any]
+median = statistics.median
+
+
+def quartiles(times: list[float]) -> tuple[float, float]:
+    """First and third: how far to trust the median."""
+    low, _, high = statistics.quantiles(times, n=4)
+    return low, high
+
+
+def burst(call: Call, count: int, kind: str) -> float:
+    """Seconds a call, of ``count`` in a row."""
+    if kind == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / count
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - begin) / count
+
+
+def burst_size(call: Call, kind: str) -> int:
+    """Calls that take about ``MIN_BURST``; the call is warm after this."""
+    for _ in range(3):
+        call()
+    return max(1, math.ceil(MIN_BURST / min(burst(call, 2, kind) for _ in range(3))))
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    kind: str,
+    *,
+    budget: float,
+    context: Callable[[str], contextlib.AbstractContextManager[Any]] = lambda _: contextlib.nullcontext(),
+) -> dict[str, list[float]]:
+    """Seconds a call, in many rounds of every contender in turn, for about ``budget`` seconds.
+
+    ``context(name)`` is entered around each burst of that contender.
+    """
+    sizes: dict[str, int] = {}
+    for name, call in calls.items():
+        with context(name):
+            sizes[name] = burst_size(call, kind)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with no_garbage_collection():
+        end = time.perf_counter() + budget
+        for done in range(MAX_ROUNDS):
+            if done >= MIN_ROUNDS and time.perf_counter() > end:
+                break
+            for name, call in calls.items():
+                with context(name):
+                    burst(call, 1 + sizes[name] // 4, kind)  # the caches are another contender's
+                    times[name].append(burst(call, sizes[name], kind))
+    return times
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """As ``timeit``: a collection in one contender's turn is not its cost."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
