@@ -1,9 +1,14 @@
-"""What every test shares: few threads, one seed."""
+"""What every test shares: one seed, and one device: ``FASTVAE_TEST_DEVICE=cuda pytest tests/test_ops.py`` (CPU if unset)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+from table import DEVICE
+
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)

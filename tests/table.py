@@ -13,8 +13,9 @@ from torch import Tensor
 
 import fastvae
 
+DEVICE = os.environ.get("FASTVAE_TEST_DEVICE", "cpu")  # where conftest.py has tensors made
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels are among the CPU backends, and slow
-CPU_BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {"cpu", "any"} & set(s.devices)]
+BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {DEVICE, "any"} & set(s.devices)]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 

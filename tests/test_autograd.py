@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import fastvae
 from fastvae import ops
 
-from table import CPU_BACKENDS, INTERPRETED, OPS, reduce, value_and_gradients
+from table import BACKENDS, INTERPRETED, OPS, reduce, value_and_gradients
 
-pytestmark = pytest.mark.parametrize("backend", CPU_BACKENDS)
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @pytest.fixture(autouse=True)

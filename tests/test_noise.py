@@ -11,7 +11,7 @@ import fastvae
 from fastvae.kernels.reference.noise import noise
 from fastvae.random import philox4x32
 
-from table import CPU_BACKENDS
+from table import BACKENDS, DEVICE
 
 # Random123, tests/kat_vectors: philox4x32 10, counter and key words lowest first
 KNOWN_ANSWERS = [
@@ -55,7 +55,7 @@ def epsilon(seed: int, element: int) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 12345, 2**64 - 1, -3])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_contract(backend: str, seed: int) -> None:
     zeros = torch.zeros(1, 403)
     with fastvae.use_backend(backend):
@@ -72,7 +72,7 @@ def test_counters_beyond_32_bits() -> None:
         assert tuple(int(w[k]) for w in words) == philox4x32(5, int(q[k]))
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_one_definition_for_every_shape_and_layout(backend: str) -> None:
     flat = noise(torch.tensor([42]), torch.Size((6 * 35,)))
     ones = torch.ones(2, 3, 35)
@@ -89,7 +89,7 @@ def test_one_definition_for_every_shape_and_layout(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_noise_does_not_depend_on_the_dtype(backend: str, dtype: torch.dtype) -> None:
     zeros = torch.zeros(5, 100, dtype=dtype)
     with fastvae.use_backend(backend):
@@ -99,7 +99,7 @@ def test_noise_does_not_depend_on_the_dtype(backend: str, dtype: torch.dtype) ->
     torch.testing.assert_close(z, single.to(dtype), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_backends_agree(backend: str) -> None:
     zeros = torch.zeros(1000, 1001)
     with fastvae.use_backend(backend):
@@ -109,7 +109,7 @@ def test_backends_agree(backend: str) -> None:
     torch.testing.assert_close(z, reference, rtol=0, atol=TOLERANCE.get(backend, 2e-6))
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_it_is_normal_and_uncorrelated(backend: str) -> None:
     """Moments to five standard errors; neighbours, and samples of neighbouring seeds, uncorrelated."""
     n = 1 << 20
@@ -131,7 +131,7 @@ def test_seeds_come_from_torch() -> None:
     torch.manual_seed(1)
     assert torch.equal(first, fastvae.reparameterize(mu, logvar))
     assert not torch.equal(first, second)
-    generator = torch.Generator().manual_seed(9)
+    generator = torch.Generator(DEVICE).manual_seed(9)
     drawn = fastvae.reparameterize(mu, logvar, generator=generator)
     assert torch.equal(drawn, fastvae.reparameterize(mu, logvar, generator=generator.manual_seed(9)))
     assert torch.equal(

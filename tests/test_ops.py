@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastvae
 
-from table import CPU_BACKENDS, DTYPES, INTERPRETED, OPS, REDUCTIONS, Op, reduce, value_and_gradients
+from table import BACKENDS, DTYPES, INTERPRETED, OPS, REDUCTIONS, Op, reduce, value_and_gradients
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t,
@@ -58,7 +58,7 @@ def check(op: Op, inputs: list[Tensor], dtype: torch.dtype, reduction: str) -> N
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_dtypes_and_reductions(backend: str, op: str, dtype: torch.dtype, reduction: str) -> None:
     with fastvae.use_backend(backend):
         check(OPS[op], OPS[op].inputs(7, 301), dtype, reduction)
@@ -67,7 +67,7 @@ def test_dtypes_and_reductions(backend: str, op: str, dtype: torch.dtype, reduct
 @pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl", "gaussian_kl_prior"])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend: str, op: str, layout: str, reduction: str) -> None:
     with fastvae.use_backend(backend):
         check(OPS[op], [LAYOUTS[layout](t) for t in OPS[op].inputs(6, 4, 9, 2)], torch.float32, reduction)
@@ -75,7 +75,7 @@ def test_layouts(backend: str, op: str, layout: str, reduction: str) -> None:
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 1), (1, 5000), (4097, 3), (2, 40_000), (33, 4096)], ids=str)
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl"])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_sizes_around_the_blocks(backend: str, op: str, shape: tuple[int, ...]) -> None:
     with fastvae.use_backend(backend):
         for reduction in ("none", "example", "sum"):
@@ -84,7 +84,7 @@ def test_sizes_around_the_blocks(backend: str, op: str, shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_channels_last(backend: str, reduction: str, memory_format: torch.memory_format) -> None:
     op = OPS["bce_with_logits"]
     logits, target = (t.float() for t in op.inputs(3, 4, 5, 6))
@@ -98,7 +98,7 @@ def test_channels_last(backend: str, reduction: str, memory_format: torch.memory
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_size(backend: str, op: str) -> None:
     with fastvae.use_backend(backend):
         for shape in ((0, 5), (3, 0), (0,)):
@@ -118,7 +118,7 @@ def test_zero_size(backend: str, op: str) -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_and_gradgradcheck(backend: str, op: str, reduction: str) -> None:
     """On the kernels themselves, in float64, with every input differentiable, the target too."""
     inputs = [t.requires_grad_() for t in OPS[op].inputs(2, 3)]
@@ -131,7 +131,7 @@ def test_gradcheck_and_gradgradcheck(backend: str, op: str, reduction: str) -> N
 
 @pytest.mark.parametrize("subset", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl"])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_for_a_subset(backend: str, op: str, subset: tuple[int, ...]) -> None:
     inputs = OPS[op].inputs(3, 5)
     leaves = [t.clone().requires_grad_(k in subset) for k, t in enumerate(inputs)]
@@ -147,7 +147,7 @@ def test_gradients_for_a_subset(backend: str, op: str, subset: tuple[int, ...]) 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ["bce", "bce_with_logits", "mse"])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_uint8_and_float32_targets(backend: str, op: str, dtype: torch.dtype) -> None:
     recon = OPS[op].inputs(5, 77)[0].to(dtype)
     pixels = torch.randint(0, 256, (5, 77), dtype=torch.uint8)
@@ -160,7 +160,7 @@ def test_uint8_and_float32_targets(backend: str, op: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_clipped_bce_is_finite_where_the_textbook_form_is_not(backend: str, dtype: torch.dtype) -> None:
     probs = torch.tensor([0.0, 1.0, 1e-45, 1 - 2.0**-24], dtype=torch.float64).to(dtype).repeat_interleave(3)
     target = torch.tensor([0.0, 0.5, 1.0], dtype=dtype).repeat(4)
@@ -178,7 +178,7 @@ def test_clipped_bce_is_finite_where_the_textbook_form_is_not(backend: str, dtyp
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_in_gives_nan_out(backend: str, op: str) -> None:
     inputs = [t.float() for t in OPS[op].inputs(3, 50)]
     inputs[0][1, 7] = float("nan")
@@ -195,7 +195,7 @@ def test_nan_in_gives_nan_out(backend: str, op: str) -> None:
         assert grad[1, 7].isnan()
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_for_any_number_of_threads(backend: str) -> None:
     if backend == "torch":
         pytest.skip("torch's own sums depend on the number of threads; the promise is the kernels'")

@@ -11,7 +11,7 @@ import torch
 
 import fastvae
 
-from table import CPU_BACKENDS
+from table import BACKENDS
 
 
 def python(code: str) -> str:
@@ -37,7 +37,7 @@ def test_torch_backend_needs_no_numba() -> None:
     assert python(code).startswith("1.5 numba cannot be imported")
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_dataloader_workers_forked_after_an_op_ran(backend: str) -> None:
     code = f"""
 import torch, fastvae
@@ -56,7 +56,7 @@ with fastvae.use_backend("{backend}"):
     assert python(code) == "True"
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_several_python_threads_at_once(backend: str) -> None:
     inputs = [(torch.randn(200, 784), torch.rand(200, 784)) for _ in range(4)]
     with fastvae.use_backend(backend):
