@@ -1,4 +1,4 @@
-"""What every test shares: one seed, and one device: ``FASTVAE_TEST_DEVICE=cuda pytest tests/test_ops.py`` (CPU if unset)."""
+"""What every test shares: one seed, and one device (``FASTVAE_TEST_DEVICE=cuda pytest tests/test_ops.py``)."""
 
 from __future__ import annotations
 
