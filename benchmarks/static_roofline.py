@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
 import re
 import subprocess
 import tempfile
@@ -24,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastvae.kernels import triton as backend
+from fastvae.kernels.triton import approx
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # H200: 132 multiprocessors × 4 warps × 32 lanes at 1.98 GHz over the 4.3 TB/s a copy reaches
@@ -275,6 +275,24 @@ def reports(dtype: str, arch: int, chosen: Callable[[str], bool]) -> Iterator[Re
             yield report(name, dtype, moved, record(call)[0], arch)
 
 
+def amd_row(name: str, dtype: str, launch: Launch, arch: str) -> tuple[object, ...]:
+    """Kernel, dtype, registers, stack, spills, accesses: of the assembly for an AMD GPU, which is not counted."""
+    assembly = compile_for(launch, arch).asm["amdgcn"]
+    registers, stack, spills = (
+        int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])  # type: ignore[index]
+        for key in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
+    )
+    return (
+        name,
+        dtype,
+        registers,
+        stack,
+        spills,
+        " ".join(sorted(set(re.findall(r"global_(?:load|store)_\w+", assembly)))),
+    )
+
+
+AMD_HEADER = ("kernel", "dtype", "regs", "stack", "spills", "global accesses")
 HEADER = (
     "kernel",
     "dtype",
@@ -290,26 +308,53 @@ HEADER = (
 )
 
 
-def main() -> None:
-    """Print the table as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--arch", type=int, default=90, help="compute capability: 80, 86, 89, 90, 100")
-    parser.add_argument("--dtype", choices=DTYPES, action="append")
-    parser.add_argument("--only", default="", help="kernels whose name contains this")
-    args = parser.parse_args()
-    print("| " + " | ".join(HEADER) + " |\n|" + " --- |" * len(HEADER))
+def _table_start(header: tuple[str, ...]) -> str:
+    return "| " + " | ".join(header) + " |\n|" + " --- |" * len(header)
+
+
+def _table_row(row: tuple[object, ...]) -> str:
+    return "| " + " | ".join(map(str, row)) + " |"
+
+
+def nvidia(dtypes: list[str], arch: int, only: str) -> None:
+    """Print the table of an NVIDIA architecture."""
+    print(_table_start(HEADER))
     seen: collections.Counter[str] = collections.Counter()
-    for dtype in args.dtype or ("float32", "bfloat16"):
-        for r in reports(dtype, args.arch, lambda name: args.only in name):
+    for dtype in dtypes:
+        for r in reports(dtype, arch, lambda name: only in name):
             row = (
                 r.name, r.dtype, r.bytes, f"{r.loop.instructions:.1f}", f"{r.loop.instructions / r.bytes:.1f}",
                 f"{r.loop.mufu:.1f}", r.registers, r.stack, r.spills, " ".join(r.loop.widths), r.bound,
             )  # fmt: skip
-            print("| " + " | ".join(map(str, row)) + " |", flush=True)
-            seen[r.bound.split()[0].rstrip(",")] += 1
-    print(f"\nTriton {triton.__version__}, sm_{args.arch}: " + ", ".join(f"{n} bound by {b}" for b, n in seen.items()))
+            print(_table_row(row), flush=True)
+            seen[r.bound.split()[0]] += 1
+    print(f"\nTriton {triton.__version__}, sm_{arch}: " + ", ".join(f"{n} bound by {b}" for b, n in seen.items()))
+
+
+def amd(dtypes: list[str], arch: str, only: str) -> None:
+    """Print the table of an AMD architecture."""
+    approx.PTX.value = False
+    print(_table_start(AMD_HEADER))
+    for dtype in dtypes:
+        for name, _, call in works(DTYPES[dtype]):
+            if only in name:
+                print(_table_row(amd_row(name, dtype, record(call)[0], arch)), flush=True)
+    print(f"\nTriton {triton.__version__}, {arch}")
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--arch", default="90", help="NVIDIA's compute capability (80, 86, 89, 90, 100), or gfx942, …")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="again for several; float32 and bfloat16")
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
+    args = parser.parse_args()
+    dtypes = args.dtype or ["float32", "bfloat16"]
+    if args.arch.startswith("gfx"):
+        amd(dtypes, args.arch, args.only)
+    else:
+        nvidia(dtypes, int(args.arch), args.only)
 
 
 if __name__ == "__main__":
-    os.environ.pop("TRITON_INTERPRET", None)
     main()

@@ -81,6 +81,19 @@ def test_machine_code(kernel: str, dtype: str, arch: int) -> None:
     assert report.loop.instructions <= BARS.get((kernel, dtype), 1000)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_it_compiles_for_amd() -> None:
+    """In a process of its own: there, portable twins stand for the PTX."""
+    command = [sys.executable, "-m", "benchmarks.static_roofline", "--arch", "gfx942", "--only", "sample+KL"]
+    run = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    rows = [line.split(" | ") for line in run.stdout.splitlines() if line.startswith("| sample")]
+    assert len(rows) == 8
+    for _, _, _, stack, spills, accesses in rows:
+        assert stack == spills == "0"
+        assert "global_load_dwordx4" in accesses
+
+
 def test_a_launch_covers_every_element_once() -> None:
     from fastvae.kernels.triton.launch import MAX_STEPS, PROGRAMS, TILE, plan
 
