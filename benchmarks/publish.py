@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -94,7 +95,9 @@ def main(
         )
     where = source.resolve().relative_to(ROOT) if source.resolve().is_relative_to(ROOT) else Path(source.name)
     picture = pictures / f"roofline-{slug(results)}.png"
-    lines = list(markdown(results, where.as_posix()))
+    link = os.path.relpath(picture, readme.parent).replace(os.sep, "/")
+    alt = f"What each contender makes of the memory's speed on {results['hardware']['name']}"
+    lines = [*markdown(results, where.as_posix()), "", f"![{alt}]({link})"]
     try:
         text = insert(readme.read_text(encoding="utf-8"), f"benchmarks {results['hardware']['device']}", lines)
         roofline_picture.draw(results, published(results)).savefig(picture, dpi=160)

@@ -28,24 +28,28 @@ def slug(results: dict[str, Any]) -> str:
 
 
 def main(
-    device: str = "cpu", output: Path | None = None, chosen: Iterable[Work] | None = None, budget: float = suite.BUDGET
+    device: str = "cpu",
+    output: Path | str | None = None,
+    chosen: Iterable[Work] | None = None,
+    budget: float = suite.BUDGET,
 ) -> Path:
     """Measure the ``chosen`` works (all) and the bars, print both, write ``output`` and return where that is.
 
     Without ``output``: ``benchmarks/results/<hardware>-<date>.json``.
     """
-    if output is not None:
-        check_writable(output)
+    path = None if output is None else Path(output)
+    if path is not None:
+        check_writable(path)
     kind = device.partition(":")[0]
     results = measure(list(works.full(kind) if chosen is None else chosen), device, budget)
     print("\n".join(table.lines(results)), end="\n\n")
     found = bars.every(results, device)
     print("\n".join(bars.lines(found)))
     results["bars"] = [bar._asdict() for bar in found]
-    output = output or RESULTS / f"{slug(results)}-{results['date']}.json"
-    save(results, output)
-    print(f"\nevery number: {output}")
-    return output
+    path = path or RESULTS / f"{slug(results)}-{results['date']}.json"
+    save(results, path)
+    print(f"\nevery number: {path}")
+    return path
 
 
 def _options() -> argparse.Namespace:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 MIN_BURST = 2e-3  # seconds: long enough for the clock, and for threads of the contender before to go to sleep
+LONG = 20e-3  # seconds
 MIN_ROUNDS, MAX_ROUNDS = 7, 400
 
 Call = Callable[[], Any]
@@ -44,11 +45,17 @@ def burst(call: Call, count: int, kind: str) -> float:
     return (time.perf_counter() - begin) / count
 
 
-def burst_size(call: Call, kind: str) -> int:
-    """Calls that take about ``MIN_BURST``; the call is warm after this."""
-    for _ in range(3):
-        call()
-    return max(1, math.ceil(MIN_BURST / min(burst(call, 2, kind) for _ in range(3))))
+def burst_sizes(call: Call, kind: str) -> tuple[int, int]:
+    """Calls that take about ``MIN_BURST``, and how many to make untimed before: the caches are another contender's.
+
+    A call of ``LONG`` or more sweeps through the caches itself, so it needs none before.
+    """
+    call()
+    seconds = burst(call, 1, kind)
+    if seconds >= LONG:
+        return 1, 0
+    count = max(1, math.ceil(MIN_BURST / min(burst(call, 2, kind) for _ in range(3))))
+    return count, 1 + count // 4
 
 
 def interleaved(
@@ -62,10 +69,10 @@ def interleaved(
 
     ``context(name)`` is entered around each burst of that contender.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for name, call in calls.items():
         with context(name):
-            sizes[name] = burst_size(call, kind)
+            sizes[name] = burst_sizes(call, kind)
     times: dict[str, list[float]] = {name: [] for name in calls}
     with no_garbage_collection():
         end = time.perf_counter() + budget
@@ -74,8 +81,10 @@ def interleaved(
                 break
             for name, call in calls.items():
                 with context(name):
-                    burst(call, 1 + sizes[name] // 4, kind)  # the caches are another contender's
-                    times[name].append(burst(call, sizes[name], kind))
+                    timed, untimed = sizes[name]
+                    for _ in range(untimed):
+                        call()
+                    times[name].append(burst(call, timed, kind))
     return times
 
 
