@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import backends, ops
 from .kernels import reference
 from .kernels.layout import TOTAL_REDUCTIONS
 from .kernels.reference import latent as reference_latent
@@ -41,9 +41,16 @@ def _direct(function: Any) -> Any:
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         outputs = function.forward(*args)
         function.setup_context(ctx, args, outputs)
+        ctx.backend = backends.asked_for()
         return outputs
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.backend == backends.asked_for():
+            return function.backward(ctx, *grads)
+        with backends.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
+            return function.backward(ctx, *grads)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(function.__name__, (torch.autograd.Function,), members)
 
 
@@ -102,11 +109,14 @@ class Reconstruction(torch.autograd.Function):
         recon, target, likelihood, parameter, reduction, _ = inputs
         _, *gradient = output
         ctx.mark_non_differentiable(*gradient)
+        ctx.set_materialize_grads(False)  # or torch would fill zeros, as many as the data, for the gradient's gradient
         ctx.options = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
         _keep_gradient(ctx, (recon, target), gradient)
 
     @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_nll: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_nll is None:
+            return (None,) * 6
         recon, target, *traced = ctx.saved_tensors
         grads = _reconstruction_gradients(ctx, grad_nll, recon, target, traced, ctx.options)
         return *grads, None, None, None, None

@@ -98,11 +98,23 @@ def use_backend(name: str) -> Iterator[None]:
     module = load(_known(name))
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} is not available: {module}")
+    with use(name):
+        yield
+
+
+@contextlib.contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """``use_backend`` for a name that was checked; None for each device's default."""
     token = _forced.set(name)
     try:
         yield
     finally:
         _forced.reset(token)
+
+
+def asked_for() -> str | None:
+    """The backend ``use_backend`` or ``FASTVAE_BACKEND`` names, in this thread."""
+    return _forced.get()
 
 
 def _known(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastvae
+from fastvae import ops
 
 from table import BACKENDS, INTERPRETED, OPS, reduce, value_and_gradients
 
@@ -343,6 +345,31 @@ def test_elementwise_loss_summed_by_torch(backend: str) -> None:
             lambda y, t=total: t(fastvae.bce_with_logits(y, target, reduction="none")), [logits], 1
         )
         torch.testing.assert_close(got, want)
+
+
+def test_backward_runs_on_the_backend_of_the_forward(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a thread of autograd's own, which a GPU's backward runs in, and after the block."""
+    served: list[str] = []
+    logits, target = logits_target()
+    loss = fastvae.bce_with_logits(logits.requires_grad_(), target, reduction="example").sum()
+    serve = fastvae.backends.__globals__["backend_for"]
+    monkeypatch.setattr(ops, "backend_for", lambda device: served.append(serve(device).__name__) or serve(device))
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert served == [fastvae.backends.__globals__["BACKENDS"][backend].module]
+
+
+def test_backward_leaves_no_zeros_behind(backend: str) -> None:
+    """The gradient the forward wrote is an output; torch would fill that output's own gradient with zeros."""
+    logits, target = torch.randn(64, 1000, requires_grad=True), torch.rand(64, 1000)
+    loss = fastvae.bce_with_logits(logits, target)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss.backward()
+    if backend != "torch":
+        names = {event.key for event in profile.key_averages()}
+        assert "aten::zeros" not in names
+        assert "aten::zero_" not in names
 
 
 def test_a_wrong_gradient_would_be_seen(backend: str) -> None:
