@@ -34,6 +34,7 @@ class BackendStatus(NamedTuple):
 BACKENDS: dict[str, Backend] = {
     "torch": Backend("fastvae.kernels.reference", (), "torch"),
     "numba": Backend("fastvae.kernels.numba", ("cpu",), "numba"),
+    "cpp": Backend("fastvae.kernels.extension.cpp", ("cpu",), "the compiled extension"),
 }
 
 DEFAULTS: dict[str, tuple[str, ...]] = {

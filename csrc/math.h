@@ -1,0 +1,153 @@
+// exp, log, sine and cosine for `float` on a GPU and for vectors on a CPU. Polynomials from the Cephes library (Moshier),
+// in fused multiply-adds and 32-bit integers, so that a compiler has nothing to decide. NaN in gives NaN out.
+//
+// On a GPU, exp and log come from the special-function units where the promise on accuracy still holds (each says its
+// error); the noise takes the polynomials there too, because 2e-6 between backends is promised.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#include "types.h"
+#define FASTVAE_MATH __device__ __forceinline__
+#else
+#include "simd.h"
+#define FASTVAE_MATH FASTVAE_INLINE
+#endif
+
+namespace fastvae {
+namespace FASTVAE_ISA {
+
+#ifdef __CUDACC__
+// What the functions below ask of a number, for one number.
+template <class V>
+FASTVAE_MATH V constant(double value) {
+    return static_cast<V>(value);
+}
+FASTVAE_MATH int as_int(float x) { return __float_as_int(x); }
+FASTVAE_MATH float as_float(int x) { return __int_as_float(x); }
+FASTVAE_MATH float to_float(int x) { return static_cast<float>(x); }
+FASTVAE_MATH float absolute(float x) { return fabsf(x); }
+FASTVAE_MATH double absolute(double x) { return fabs(x); }
+FASTVAE_MATH float divide(float a, float b) { return __fdividef(a, b); }  // 2 ulp
+FASTVAE_MATH double divide(double a, double b) { return a / b; }
+FASTVAE_MATH float square_root(float x) {  // 1 ulp
+    asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+FASTVAE_MATH double exp(double x) { return ::exp(x); }
+FASTVAE_MATH double exp_negative(double x) { return ::exp(x); }
+FASTVAE_MATH double log(double x) { return ::log(x); }
+FASTVAE_MATH double log_normal(double x) { return ::log(x); }
+#endif
+
+template <class V>
+FASTVAE_MATH V polynomial(V, V c0) {
+    return c0;
+}
+// c0·xⁿ + c1·xⁿ⁻¹ + …
+template <class V, class... C>
+FASTVAE_MATH V polynomial(V x, V c0, V c1, C... c) {
+    return polynomial(x, c0 * x + c1, c...);
+}
+
+// log x for a positive normal x; within 1 ulp. Anything else gives something finite or NaN.
+template <class V>
+FASTVAE_MATH V log_normal_polynomial(V x) {
+    const auto word = as_int(x);
+    const auto e = (word - 0x3f3504f3) >> 23;
+    const V r = as_float(word - (e << 23)) - 1.0f;
+    const V p = polynomial(r, constant<V>(7.0376836292e-2), constant<V>(-1.1514610310e-1), constant<V>(1.1676998740e-1),
+                           constant<V>(-1.2420140846e-1), constant<V>(1.4249322787e-1), constant<V>(-1.6668057665e-1),
+                           constant<V>(2.0000714765e-1), constant<V>(-2.4999993993e-1), constant<V>(3.3333331174e-1));
+    const V n = to_float(e), square = r * r;
+    // x − x carries a NaN through the bit pattern
+    return (r + (r * square * p + n * -2.12194440e-4f - 0.5f * square)) + n * 0.693359375f + (x - x);
+}
+
+template <class V>
+struct CosSin {
+    V cos, sin;
+};
+
+// cos and sin of 2π·word/2³², for a 32-bit word read as signed; within 2e-7. The quadrant is taken off in integers, exactly.
+template <class V, class I>
+FASTVAE_MATH CosSin<V> cos_sin_turn(I word) {
+    const I quadrant = (word + 0x20000000) >> 30;
+    const V angle = to_float(word - (quadrant << 30)) * 1.4629180792671596e-9f;  // 2π·2⁻³²
+    const V z = angle * angle;
+    const V s = polynomial(z, constant<V>(-1.9515295891e-4), constant<V>(8.3321608736e-3),
+                           constant<V>(-1.6666654611e-1)) * z * angle + angle;
+    const V c = polynomial(z, constant<V>(2.443315711809948e-5), constant<V>(-1.388731625493765e-3),
+                           constant<V>(4.166664568298827e-2)) * z * z - 0.5f * z + 1.0f;
+    const auto swap = (quadrant & 1) != 0;
+    // the sign bit, set in quadrants 1 and 2 for the cosine, 2 and 3 for the sine
+    const V cos = swap ? s : c, sin = swap ? c : s;
+    return {as_float(as_int(cos) ^ (((quadrant + 1) & 2) << 30)), as_float(as_int(sin) ^ ((quadrant & 2) << 30))};
+}
+
+#ifdef __CUDACC__
+
+FASTVAE_MATH float log_normal(float x) { return log_normal_polynomial(x); }
+
+// e^x, within 3 ulp: what x·log2(e) rounds away is put back.
+FASTVAE_MATH float exp(float x) {
+    const float n = rintf(fminf(fmaxf(x * 1.4426950408889634f, -126.0f), 128.0f));
+    const float r = fmaf(x, 1.92596299e-8f, fmaf(x, 1.44269502f, -n));
+    float p;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(r));
+    // 2^n in two factors: n can be 128
+    const int exponent = static_cast<int>(n), half = exponent >> 1;
+    return p * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+}
+// e^x for x ≤ 0; absolute error about 2⁻²³, 0 below -87.
+FASTVAE_MATH float exp_negative(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
+    return result;
+}
+// log x for x ≥ 0; absolute error 2⁻²² for x in [½, 2], 2 ulp outside; −∞ at 0.
+FASTVAE_MATH float log(float x) { return __logf(x); }
+
+#else
+
+// e^r for r within ±½ln 2.
+FASTVAE_INLINE Float exp_mantissa(Float r) {
+    const Float p = polynomial(r, constant<Float>(1.9875691500e-4), constant<Float>(1.3981999507e-3),
+                               constant<Float>(8.3334519073e-3), constant<Float>(4.1665795894e-2),
+                               constant<Float>(1.6666665459e-1), constant<Float>(5.0000001201e-1));
+    return p * r * r + r + 1.0f;
+}
+
+constexpr float LOG2_E = 1.4426950408889634f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+constexpr float MAGIC = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
+constexpr int MAGIC_BITS = 0x4B400000;
+
+// e^x for x in [-87, 88.5], clamped to that outside; within 2 ulp. e^-87 is 1.6e-38.
+FASTVAE_INLINE Float exp(Float x) {
+    x = x < -87.0f ? Float{} - 87.0f : x;
+    x = x > 88.5f ? Float{} + 88.5f : x;
+    const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
+    const Float r = x - n * LN2_HIGH - n * LN2_LOW;
+    // 2^n in two factors: n can be 128
+    const Int exponent = as_int(shifted) - MAGIC_BITS, half = exponent >> 1;
+    return exp_mantissa(r) * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+}
+// e^x for x ≤ 0, e^-87 below -87; within 2 ulp.
+FASTVAE_INLINE Float exp_negative(Float x) {
+    x = x < -87.0f ? Float{} - 87.0f : x;
+    const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
+    const Float r = x - n * LN2_HIGH - n * LN2_LOW;
+    return exp_mantissa(r) * as_float((as_int(shifted) + (127 - MAGIC_BITS)) << 23);
+}
+FASTVAE_INLINE Float log_normal(Float x) { return log_normal_polynomial(x); }
+// log x for x ≥ 0, subnormals included; about -104 at 0.
+FASTVAE_INLINE Float log(Float x) {
+    const auto small = x < 1.17549435e-38f;
+    return log_normal_polynomial(small ? x * 8388608.0f : x) - (small ? Float{} + 15.942385f : Float{});
+}
+
+#endif
+
+}  // namespace FASTVAE_ISA
+}  // namespace fastvae
