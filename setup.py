@@ -4,7 +4,7 @@
 ``nvcc`` for CPU and GPU, without it for the CPU, without a C++ compiler not at all. The install succeeds each time.
 
 ``CUDA_HOME`` says which CUDA toolkit, else the ``nvcc`` on the path is asked. ``FASTVAE_CUDA_ARCHS="80 90"`` builds
-for those only (the last also as PTX, for newer ones); ``FASTVAE_CUDA=0`` builds for the CPU only.
+for those only (the last generation also as PTX, for newer ones); ``FASTVAE_CUDA=0`` builds for the CPU only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -51,9 +52,12 @@ class Toolkit:
             raise FileNotFoundError(f"{nvcc} knows none of the architectures {' '.join(wanted)}")
 
     def command(self, source: Path, target: Path) -> list[str]:
-        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
-        codes.append("-gencode=arch=compute_{0},code=compute_{0}".format(self.archs[-1]))
-        flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DFASTVAE_ISA=device"]
+        # one intermediate code for a generation: it is the slower half of the work
+        generations = [list(group) for _, group in groupby(self.archs, key=lambda arch: arch[:-1])]
+        codes = [f"-gencode=arch=compute_{g[0]},code=[{','.join('sm_' + arch for arch in g)}]" for g in generations]
+        codes.append("-gencode=arch=compute_{0},code=compute_{0}".format(generations[-1][0]))
+        flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all"]
+        flags.append("-DFASTVAE_ISA=device")
         return [self.nvcc, *flags, *codes, "-c", str(source), "-o", str(target)]
 
 

@@ -4,6 +4,9 @@
 
 #include <optional>
 
+#ifdef FASTVAE_WITH_CUDA
+#include "cuda.h"
+#endif
 #include "primitives.h"
 #include "types.h"
 
@@ -72,49 +75,55 @@ void set_prior(Latent& work, Address prior_mu, int64_t prior_mu_stride, Address 
     work.prior_logvar_stride = prior_logvar_stride;
 }
 
-void define_host(py::module_& module) {
-    module.def("instructions", &host_instructions);
+// Where the work runs: the last arguments of every function, a number of threads or a device, a stream and scratch memory.
+int queue_of(int threads) { return threads; }
+#ifdef FASTVAE_WITH_CUDA
+device::Queue queue_of(int device, Address stream, Address scratch) { return {device, at(stream), at<double>(scratch)}; }
+#endif
+
+template <class... QUEUE>
+void define(py::module_& module) {
     module.def("reconstruction_forward",
                [](int likelihood, double parameter, int recon_type, int target_type, int64_t rows, int64_t cols,
                   Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad,
-                  int reduction, Address loss, int threads) {
+                  int reduction, Address loss, QUEUE... queue) {
                    const ReleaseGIL release(rows * cols);
                    return reconstruction_forward(
                        reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols, recon, recon_stride,
                                          target, target_stride, grad),
-                       static_cast<Reduction>(reduction), at(loss), threads);
+                       static_cast<Reduction>(reduction), at(loss), queue_of(queue...));
                });
     module.def("reconstruction_backward",
                [](int likelihood, double parameter, int recon_type, int target_type, int64_t rows, int64_t cols,
                   Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad,
-                  int reduction, Address upstream, int64_t upstream_stride, bool upstream_by_element, int threads) {
+                  int reduction, Address upstream, int64_t upstream_stride, bool upstream_by_element, QUEUE... queue) {
                    Reconstruction work = reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols,
                                                            recon, recon_stride, target, target_stride, grad);
                    work.upstream = at(upstream);
                    work.upstream_stride = upstream_stride;
                    work.upstream_by_element = upstream_by_element;
                    const ReleaseGIL release(work.grid.total);
-                   reconstruction_backward(work, static_cast<Reduction>(reduction), threads);
+                   reconstruction_backward(work, static_cast<Reduction>(reduction), queue_of(queue...));
                });
     module.def("latent_forward",
                [](int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
                   Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
                   int64_t prior_logvar_stride, Address seed, int64_t samples, Address z, int reduction, Address kl,
-                  int threads) {
+                  QUEUE... queue) {
                    Latent work = latent_of(type, log_scale, free_bits, rows, cols, mu, mu_stride, scale, scale_stride);
                    set_prior(work, prior_mu, prior_mu_stride, prior_logvar, prior_logvar_stride);
                    work.seed = at<int64_t>(seed);
                    work.samples = samples;
                    work.z = at(z);
                    const ReleaseGIL release(work.grid.total);
-                   latent_forward(work, static_cast<Reduction>(reduction), at(kl), threads);
+                   latent_forward(work, static_cast<Reduction>(reduction), at(kl), queue_of(queue...));
                });
     module.def("latent_backward",
                [](int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
                   Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
                   int64_t prior_logvar_stride, Address seed, int64_t samples, Address grad_z, int reduction,
                   Address upstream, int64_t upstream_stride, bool upstream_by_element, Address grad_mu,
-                  Address grad_scale, Address grad_prior_mu, Address grad_prior_logvar, int threads) {
+                  Address grad_scale, Address grad_prior_mu, Address grad_prior_logvar, QUEUE... queue) {
                    Latent work = latent_of(type, log_scale, free_bits, rows, cols, mu, mu_stride, scale, scale_stride);
                    set_prior(work, prior_mu, prior_mu_stride, prior_logvar, prior_logvar_stride);
                    work.seed = at<int64_t>(seed);
@@ -128,25 +137,27 @@ void define_host(py::module_& module) {
                    work.grad_prior_mu = at(grad_prior_mu);
                    work.grad_prior_logvar = at(grad_prior_logvar);
                    const ReleaseGIL release(work.grid.total);
-                   latent_backward(work, static_cast<Reduction>(reduction), threads);
+                   latent_backward(work, static_cast<Reduction>(reduction), queue_of(queue...));
                });
     module.def("elbo_forward",
                [](int likelihood, double parameter, int recon_type, int target_type, int64_t rows, int64_t cols,
                   Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad, int type,
                   bool log_scale, double free_bits, int64_t latent_cols, Address mu, int64_t mu_stride, Address scale,
                   int64_t scale_stride, double beta, int reduction, int loss_type, Address loss, Address nll,
-                  Address kl, int threads) {
+                  Address kl, QUEUE... queue) {
                    const ReleaseGIL release(rows * cols);
                    return elbo_forward(
                        reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols, recon, recon_stride,
                                          target, target_stride, grad),
                        latent_of(type, log_scale, free_bits, rows, latent_cols, mu, mu_stride, scale, scale_stride),
-                       beta, static_cast<Reduction>(reduction), ELBO{loss_type, at(loss), at(nll), at(kl)}, threads);
+                       beta, static_cast<Reduction>(reduction), ELBO{loss_type, at(loss), at(nll), at(kl)},
+                       queue_of(queue...));
                });
-    module.def("rescale", [](int type, int64_t total, Address gradient, Address upstream, int upstream_type, int threads) {
-        const ReleaseGIL release(total);
-        rescale(Rescale{type, total, at(gradient), 0}, at(upstream), upstream_type, threads);
-    });
+    module.def("rescale",
+               [](int type, int64_t total, Address gradient, Address upstream, int upstream_type, QUEUE... queue) {
+                   const ReleaseGIL release(total);
+                   rescale(Rescale{type, total, at(gradient), 0}, at(upstream), upstream_type, queue_of(queue...));
+               });
 }
 
 }  // namespace
@@ -154,5 +165,11 @@ void define_host(py::module_& module) {
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Fused VAE kernels on raw addresses; see kernels/extension/.";
-    fastvae::define_host(module);
+    module.def("instructions", &fastvae::host_instructions);
+    fastvae::define<int>(module);
+#ifdef FASTVAE_WITH_CUDA
+    py::module_ cuda = module.def_submodule("cuda");
+    cuda.attr("PARTIALS") = fastvae::device::PARTIALS;
+    fastvae::define<int, uintptr_t, uintptr_t>(cuda);
+#endif
 }

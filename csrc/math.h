@@ -1,8 +1,7 @@
-// exp, log, sine and cosine for `float` on a GPU and for vectors on a CPU. Polynomials from the Cephes library (Moshier),
-// in fused multiply-adds and 32-bit integers, so that a compiler has nothing to decide. NaN in gives NaN out.
+// exp and log for `float` on a GPU and for vectors on a CPU. Polynomials from the Cephes library (Moshier), in fused
+// multiply-adds and 32-bit integers, so that a compiler has nothing to decide. NaN in gives NaN out.
 //
-// On a GPU, exp and log come from the special-function units where the promise on accuracy still holds (each says its
-// error); the noise takes the polynomials there too, because 2e-6 between backends is promised.
+// On a GPU they come from the special-function units where the promise on accuracy still holds; each says its error.
 #pragma once
 
 #include <cmath>
@@ -63,27 +62,6 @@ FASTVAE_MATH V log_normal_polynomial(V x) {
     const V n = to_float(e), square = r * r;
     // x − x carries a NaN through the bit pattern
     return (r + (r * square * p + n * -2.12194440e-4f - 0.5f * square)) + n * 0.693359375f + (x - x);
-}
-
-template <class V>
-struct CosSin {
-    V cos, sin;
-};
-
-// cos and sin of 2π·word/2³², for a 32-bit word read as signed; within 2e-7. The quadrant is taken off in integers, exactly.
-template <class V, class I>
-FASTVAE_MATH CosSin<V> cos_sin_turn(I word) {
-    const I quadrant = (word + 0x20000000) >> 30;
-    const V angle = to_float(word - (quadrant << 30)) * 1.4629180792671596e-9f;  // 2π·2⁻³²
-    const V z = angle * angle;
-    const V s = polynomial(z, constant<V>(-1.9515295891e-4), constant<V>(8.3321608736e-3),
-                           constant<V>(-1.6666654611e-1)) * z * angle + angle;
-    const V c = polynomial(z, constant<V>(2.443315711809948e-5), constant<V>(-1.388731625493765e-3),
-                           constant<V>(4.166664568298827e-2)) * z * z - 0.5f * z + 1.0f;
-    const auto swap = (quadrant & 1) != 0;
-    // the sign bit, set in quadrants 1 and 2 for the cosine, 2 and 3 for the sine
-    const V cos = swap ? s : c, sin = swap ? c : s;
-    return {as_float(as_int(cos) ^ (((quadrant + 1) & 2) << 30)), as_float(as_int(sin) ^ ((quadrant & 2) << 30))};
 }
 
 #ifdef __CUDACC__

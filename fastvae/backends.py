@@ -35,6 +35,7 @@ BACKENDS: dict[str, Backend] = {
     "torch": Backend("fastvae.kernels.reference", (), "torch"),
     "numba": Backend("fastvae.kernels.numba", ("cpu",), "numba"),
     "cpp": Backend("fastvae.kernels.extension.cpp", ("cpu",), "the compiled extension"),
+    "cuda": Backend("fastvae.kernels.extension.cuda", ("cuda",), "the compiled extension"),
 }
 
 DEFAULTS: dict[str, tuple[str, ...]] = {

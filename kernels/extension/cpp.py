@@ -10,11 +10,11 @@ from . import native
 from .primitives import Primitives
 
 
-def _threads(_: Tensor) -> tuple[int]:
-    return (torch.get_num_threads(),)
+def _queue(_: Tensor, losses: int) -> tuple[tuple[int], None]:
+    return (torch.get_num_threads(),), None
 
 
-_primitives = Primitives(native, _threads, memory.advise)
+_primitives = Primitives(native, _queue, memory.advise)
 
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward

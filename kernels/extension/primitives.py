@@ -35,14 +35,18 @@ class Primitives:
 
     Args:
         native: where the compiled functions are.
-        arguments: what they take besides, for work on tensors like the given one: a tuple.
+        queue: what they take besides, for work on tensors like the given one that leaves so many reduced losses; and
+            what must be kept until they return.
         prepare: what is done to a fresh output.
     """
 
     def __init__(
-        self, native: Any, arguments: Callable[[Tensor], tuple[int, ...]], prepare: Callable[[Tensor], Tensor]
+        self,
+        native: Any,
+        queue: Callable[[Tensor, int], tuple[tuple[int, ...], Tensor | None]],
+        prepare: Callable[[Tensor], Tensor],
     ):
-        self.native, self.arguments, self.prepare = native, arguments, prepare
+        self.native, self.queue, self.prepare = native, queue, prepare
         self.scalars: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def empty_like(self, tensor: Tensor) -> Tensor:
@@ -78,6 +82,7 @@ class Primitives:
         outputs = [nll, self.empty_like(recon)] if with_gradient else [nll]
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
+        queue, _held = self.queue(recon, reduction != "none")
         outside = self.native.reconstruction_forward(
             CODES[likelihood],
             parameter,
@@ -92,7 +97,7 @@ class Primitives:
             outputs[1].data_ptr() if with_gradient else 0,
             REDUCTIONS[reduction],
             nll.data_ptr(),
-            *self.arguments(recon),
+            *queue,
         )
         if outside:
             check_unit_range(likelihood, recon, target)
@@ -109,6 +114,7 @@ class Primitives:
         x, x_stride = place(target, cols)
         by_row = upstream_by_row(grad_nll, reduction, recon)
         upstream, stride = place(grad_nll.to(recon.dtype), cols) if by_row is None else by_row
+        queue, _held = self.queue(recon, 0)
         self.native.reconstruction_backward(
             CODES[likelihood],
             parameter,
@@ -125,20 +131,21 @@ class Primitives:
             upstream.data_ptr(),
             stride,
             by_row is None,
-            *self.arguments(recon),
+            *queue,
         )
         return gradient
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         if upstream.dtype not in (torch.float32, torch.float64):
             upstream = upstream.float()
+        queue, _held = self.queue(gradient, 0)
         self.native.rescale(
             TYPES[gradient.dtype],
             gradient.numel(),
             gradient.data_ptr(),
             upstream.data_ptr(),
             TYPES[upstream.dtype],
-            *self.arguments(gradient),
+            *queue,
         )
         return gradient
 
@@ -166,6 +173,7 @@ class Primitives:
         m, m_stride = place(mu, cols)
         s, s_stride = place(scale, cols)
         priors = [place(p, cols) for p in given_priors(prior_mu, prior_logvar)]
+        queue, _held = self.queue(mu, reduction not in ("", "none"))
         self.native.latent_forward(
             TYPES[m.dtype],
             log_scale,
@@ -183,7 +191,7 @@ class Primitives:
             0 if seed is None else outputs[0].data_ptr(),
             REDUCTIONS[reduction],
             outputs[-1].data_ptr() if reduction else 0,
-            *self.arguments(mu),
+            *queue,
         )
         return outputs
 
@@ -221,6 +229,7 @@ class Primitives:
         m, m_stride = place(mu, cols)
         s, s_stride = place(scale, cols)
         placed = [place(p, cols) for p in priors]
+        queue, _held = self.queue(mu, 0)
         self.native.latent_backward(
             TYPES[m.dtype],
             log_scale,
@@ -242,7 +251,7 @@ class Primitives:
             by_element,
             *(g.data_ptr() for g in gradients[: 2 + len(placed)]),
             *(() if placed else NO_TENSOR),
-            *self.arguments(mu),
+            *queue,
         )
         return gradients
 
@@ -269,6 +278,7 @@ class Primitives:
         x, x_stride = place(target, cols)
         m, m_stride = place(mu, latent_cols)
         s, s_stride = place(scale, latent_cols)
+        queue, _held = self.queue(recon, 2)
         outside = self.native.elbo_forward(
             CODES[likelihood],
             parameter,
@@ -293,7 +303,7 @@ class Primitives:
             REDUCTIONS[reduction],
             TYPES[losses[0].dtype],
             *(loss.data_ptr() for loss in losses),
-            *self.arguments(recon),
+            *queue,
         )
         if outside:
             check_unit_range(likelihood, recon, target)
