@@ -21,11 +21,11 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CCompilerError
 
 SOURCES = Path("csrc")
 CUDA_ARCHS = "80 86 89 90 100"
-FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wno-psabi"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 
 
@@ -82,12 +82,14 @@ class BuildExtension(build_ext):
         toolkit = find_toolkit()
         try:
             self.build(ext, toolkit)
-        except (BaseError, OSError) as error:
+        except subprocess.CalledProcessError as error:
+            toolkit = f"{error.cmd[0]} failed"
+        except (BaseError, CCompilerError, OSError) as error:
             say(f"no compiled extension, the other backends serve: {error}")
             raise
-        except subprocess.CalledProcessError as error:
-            say(f"nvcc failed ({error}); building for the CPU only")
-            self.build(ext, "nvcc failed")
+        else:
+            return
+        self.build(ext, toolkit)
 
     def build(self, ext: Extension, toolkit: Toolkit | str) -> None:
         import pybind11  # a requirement of the build, not of reading this file
@@ -101,7 +103,8 @@ class BuildExtension(build_ext):
                 jobs.append((SOURCES / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))
         with_cuda = isinstance(toolkit, Toolkit)
         jobs.append((SOURCES / "bindings.cpp", "bindings", ["-DFASTVAE_WITH_CUDA"] if with_cuda else []))
-        libraries = ["-Wl,--exclude-libs,ALL", "-Wl,-s"] if sys.platform.startswith("linux") else []
+        linux = sys.platform.startswith("linux")
+        libraries = [f"-Wl,--version-script={SOURCES}/exports.map", "-Wl,-s"] if linux else []
 
         def compile_host(source: Path, folder: str, flags: list[str]) -> str:
             includes = [pybind11.get_include()] if folder == "bindings" else []
@@ -116,7 +119,9 @@ class BuildExtension(build_ext):
         def compile_cuda(source: Path) -> str:
             target = objects / "cuda" / f"{source.stem}.o"
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(toolkit.command(source, target), check=True)
+            read = [source, *SOURCES.glob("*.h"), *SOURCES.glob("*.cuh"), Path("setup.py")]
+            if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in read):
+                subprocess.run(toolkit.command(source, target), check=True)
             return str(target)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -165,7 +165,7 @@ void define(py::module_& module) {
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Fused VAE kernels on raw addresses; see kernels/extension/.";
-    module.def("instructions", &fastvae::host_instructions);
+    module.def("instructions", &fastvae::use_instructions, py::arg("use") = "");
     fastvae::define<int>(module);
 #ifdef FASTVAE_WITH_CUDA
     py::module_ cuda = module.def_submodule("cuda");

@@ -12,9 +12,9 @@ namespace fastvae {
 namespace {
 
 #ifdef FASTVAE_WITH_AVX2
-const bool HAS_AVX2 =
-    __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#define FASTVAE_PICK(FUNCTION) (HAS_AVX2 ? avx2::FUNCTION : baseline::FUNCTION)
+const bool HAS_AVX2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+bool use_avx2 = HAS_AVX2;
+#define FASTVAE_PICK(FUNCTION) (use_avx2 ? avx2::FUNCTION : baseline::FUNCTION)
 #else
 #define FASTVAE_PICK(FUNCTION) baseline::FUNCTION
 #endif
@@ -67,12 +67,18 @@ class Sums {
 
 }  // namespace
 
-const char* host_instructions() {
+std::string use_instructions(const std::string& name) {
 #ifdef FASTVAE_WITH_AVX2
-    return HAS_AVX2 ? "avx2" : "baseline";
+    if (name == "avx2" && !HAS_AVX2) throw std::invalid_argument("instructions: this processor has no avx2");
+    if (name == "avx2" || name == "baseline") use_avx2 = name == "avx2";
+    const std::string used = use_avx2 ? "avx2" : "baseline";
 #else
-    return "baseline";
+    const std::string used = "baseline";
 #endif
+    if (!name.empty() && name != used) {
+        throw std::invalid_argument("instructions must be 'avx2' or 'baseline', got '" + name + "'");
+    }
+    return used;
 }
 
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads) {

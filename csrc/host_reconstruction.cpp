@@ -20,10 +20,17 @@ constexpr int CODE<bfloat16> = BFLOAT16;
 template <>
 constexpr int CODE<float16> = FLOAT16;
 
+// The least and the greatest number seen; NaN is not seen.
 template <class V>
-FASTVAE_INLINE typename lanes_of<V>::integer outside_unit(V x) {
-    return (x < constant<V>(0)) | (x > constant<V>(1));
-}
+struct Range {
+    V least{}, greatest{};
+
+    FASTVAE_INLINE void see(V x) {
+        least = at_most(x, least);
+        greatest = at_least(x, greatest);
+    }
+    FASTVAE_INLINE bool beyond_unit() const { return any((least < constant<V>(0)) | (greatest > constant<V>(1))); }
+};
 
 template <class T>
 FASTVAE_INLINE T smaller(T a, T b) {
@@ -36,7 +43,7 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
     constexpr int LANES = lanes_of<V>::COUNT;
     constexpr bool CHECK_TARGET = TERM::BOUNDED_TARGET && sizeof(X) > 1;
     const V parameter = constant<V>(work.parameter), weight = constant<V>(work.weight), one = constant<V>(1);
-    typename lanes_of<V>::integer outside{};
+    Range<V> range;
     for (int64_t row = first; row < last; ++row) {
         const int64_t begin = row * work.grid.cols, end = smaller(work.grid.cols, work.grid.total - begin);
         const Y* recon = static_cast<const Y*>(work.recon) + row * work.recon_stride;
@@ -49,8 +56,8 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
             int64_t j = start;
             for (; j + LANES <= stop; j += LANES) {
                 const V y = load(recon + j, V{}), x = load(target + j, V{});
-                if constexpr (CHECK_TARGET) outside |= outside_unit(x);
-                if constexpr (TERM::BOUNDED_RECON) outside |= outside_unit(y);
+                if constexpr (CHECK_TARGET) range.see(x);
+                if constexpr (TERM::BOUNDED_RECON) range.see(y);
                 const Terms<V> terms = TERM::terms(y, x, parameter);
                 additive += terms.additive;
                 if constexpr (TERM::HAS_FACTOR) product *= terms.factor;
@@ -60,8 +67,8 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
                 const int count = static_cast<int>(stop - j);
                 const auto there = first_lanes<V>(count);
                 const V y = load_first(recon + j, count, V{}), x = load_first(target + j, count, V{});
-                if constexpr (CHECK_TARGET) outside |= outside_unit(x);
-                if constexpr (TERM::BOUNDED_RECON) outside |= outside_unit(y);
+                if constexpr (CHECK_TARGET) range.see(x);
+                if constexpr (TERM::BOUNDED_RECON) range.see(y);
                 const Terms<V> terms = TERM::terms(y, x, parameter);
                 additive += there ? terms.additive : V{};
                 if constexpr (TERM::HAS_FACTOR) product *= there ? terms.factor : one;
@@ -72,7 +79,7 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
         }
         work.sums[row] = row_sum;
     }
-    return any(outside);
+    return range.beyond_unit();
 }
 
 // Elementwise nll, or the gradient for an upstream gradient given by row or by element.
@@ -84,7 +91,7 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
     constexpr bool CHECK_TARGET = !BACKWARD && TERM::BOUNDED_TARGET && sizeof(X) > 1;
     constexpr bool CHECK_RECON = !BACKWARD && TERM::BOUNDED_RECON;
     const V parameter = constant<V>(work.parameter);
-    typename lanes_of<V>::integer outside{};
+    Range<V> range;
     for (int64_t row = first; row < last; ++row) {
         const int64_t begin = row * work.grid.cols, end = smaller(work.grid.cols, work.grid.total - begin);
         const Y* recon = static_cast<const Y*>(work.recon) + row * work.recon_stride;
@@ -98,8 +105,8 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
             by_row = constant<V>(work.weight) * static_cast<const Scalar*>(work.upstream)[row * work.upstream_stride];
         }
         const auto value = [&](V y, V x, V factor) FASTVAE_LAMBDA {
-            if constexpr (CHECK_TARGET) outside |= outside_unit(x);
-            if constexpr (CHECK_RECON) outside |= outside_unit(y);
+            if constexpr (CHECK_TARGET) range.see(x);
+            if constexpr (CHECK_RECON) range.see(y);
             if constexpr (BACKWARD) return TERM::terms(y, x, parameter).derivative * factor;
             else return TERM::nll(y, x, parameter);
         };
@@ -115,7 +122,7 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
             store_first(out + j, count, value(y, x, factor));
         }
     }
-    return any(outside);
+    return range.beyond_unit();
 }
 
 template <class TERM, class Y, class X>

@@ -19,15 +19,14 @@ struct BernoulliLogits {
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
         const V one = constant<V>(1), zero = constant<V>(0);
-        const V a = exp_negative(-absolute(y)), factor = one + a, inverse = divide(one, factor);
-        return {(y > zero ? y : zero) - y * x, factor, (y >= zero ? inverse : a * inverse) - x};
+        const V a = exp_negative(negative_absolute(y)), factor = one + a, inverse = divide(one, factor);
+        return {positive_part(y) - y * x, factor, (y >= zero ? inverse : a * inverse) - x};
     }
     // For elementwise output: what 1 + a rounds away of a small a is put back.
     template <class V>
     static FASTVAE_MATH V nll(V y, V x, V) {
-        const V one = constant<V>(1), zero = constant<V>(0);
-        const V a = exp_negative(-absolute(y)), factor = one + a;
-        return (y > zero ? y : zero) - y * x + divide(a - (factor - one), factor) + log_normal(factor);
+        const V one = constant<V>(1), a = exp_negative(negative_absolute(y)), factor = one + a;
+        return positive_part(y) - y * x + divide(a - (factor - one), factor) + log_normal(factor);
     }
 };
 
@@ -47,9 +46,7 @@ struct BernoulliProbs : WithoutFactor<BernoulliProbs> {
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V eps) {
         const V one = constant<V>(1), zero = constant<V>(0), high = one - eps, z = one - y;
-        V p = y < eps ? eps : y, q = z < eps ? eps : z;
-        p = p > high ? high : p;
-        q = q > high ? high : q;
+        const V p = at_most(high, at_least(eps, y)), q = at_most(high, at_least(eps, z));
         V derivative = divide(y - x, p * q);  // (1−x)/q − x/p with one division
         derivative = y < eps ? zero : derivative;
         derivative = z < eps ? zero : derivative;
@@ -67,9 +64,9 @@ struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
         V log_y = log(y);
         // log1p(−y): what 1 − y rounds away of a small y is put back
         V log_z = log(z) + (z > tiny ? correction : zero);
-        log_y = log_y < low ? low : log_y;
-        log_z = log_z < low ? low : log_z;
-        return {(x - one) * log_z - x * log_y, one, divide(y - x, spread < tiny ? tiny : spread)};
+        log_y = at_least(low, log_y);
+        log_z = at_least(low, log_z);
+        return {(x - one) * log_z - x * log_y, one, divide(y - x, at_least(tiny, spread))};
     }
 };
 
@@ -89,7 +86,7 @@ struct ContinuousBernoulliLogits : WithoutFactor<ContinuousBernoulliLogits> {
             half + s * polynomial(s2, constant<V>(1 / 47900160.0), constant<V>(-1 / 1209600.0),
                                   constant<V>(1 / 30240.0), constant<V>(-1 / 720.0), constant<V>(1 / 12.0));
         const V v = small ? one : magnitude, a = exp_negative(-v), inverse = divide(one, one - a);
-        const V log_normalizer = (y > zero ? y : zero) + log_normal(divide(one - a, v));
+        const V log_normalizer = positive_part(y) + log_normal(divide(one - a, v));
         const V mean = (y >= zero ? inverse : -a * inverse) - divide(one, y >= zero ? v : -v);
         return {(small ? log_series : log_normalizer) - x * y, one, (small ? mean_series : mean) - x};
     }

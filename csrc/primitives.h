@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <string>
 
 #include "work.h"
 
@@ -49,7 +50,8 @@ struct ELBO {
     void *loss, *nll, *kl;
 };
 
-const char* host_instructions();
+// Which host loops run: "avx2" or "baseline". A name chooses, so that a test can see both; "" only asks.
+std::string use_instructions(const std::string& name);
 
 // Each returns, where it says int, whether a value outside [0, 1] was seen that must not be.
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads);

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ..checks import check_unit_range
-from ..layout import accumulator, as_rows, given_priors, upstream_by_row
+from ..layout import TOTAL_REDUCTIONS, accumulator, as_rows, upstream_by_row
 from ..reference.likelihoods import LIKELIHOODS
 
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}  # csrc/types.h
 ACCUMULATORS = {dtype: accumulator(dtype) for dtype in TYPES}
 REDUCTIONS = {"": -1, "none": 0, "example": 1, "sum": 2, "mean": 3, "batchmean": 4}  # csrc/primitives.h
 CODES = {name: code for code, name in enumerate(LIKELIHOODS)}  # csrc/likelihoods.h
-NO_TENSOR = (0, 0)
+TOTALS = frozenset(TOTAL_REDUCTIONS)
+NO_PRIOR = (0, 0, 0, 0)
 
 
 def place(tensor: Tensor, cols: int) -> tuple[Tensor, int]:
@@ -28,6 +29,27 @@ def size(tensor: Tensor) -> tuple[int, int]:
     """Examples, and elements of each."""
     rows = tensor.shape[0]
     return rows, tensor.numel() // rows if rows else 0
+
+
+def place_upstream(upstream: Tensor, reduction: str, like: Tensor, cols: int) -> tuple[Tensor, int, bool]:
+    """An upstream gradient, its stride, and whether it differs by element: ``layout.upstream_by_row``, if need be."""
+    if reduction in TOTALS and upstream.dtype == ACCUMULATORS[like.dtype]:
+        return upstream, 0, False
+    by_row = upstream_by_row(upstream, reduction, like)
+    if by_row is None:
+        return *place(upstream.to(like.dtype), cols), True
+    return *by_row, False
+
+
+def place_prior(
+    prior_mu: Tensor | None, prior_logvar: Tensor | None, cols: int
+) -> tuple[tuple[int, ...], list[Tensor]]:
+    """Addresses and strides, and the tensors that must be kept while those are in use."""
+    if prior_mu is None or prior_logvar is None:
+        return NO_PRIOR, []
+    m, m_stride = place(prior_mu, cols)
+    s, s_stride = place(prior_logvar, cols)
+    return (m.data_ptr(), m_stride, s.data_ptr(), s_stride), [m, s]
 
 
 class Primitives:
@@ -47,7 +69,7 @@ class Primitives:
         prepare: Callable[[Tensor], Tensor],
     ):
         self.native, self.queue, self.prepare = native, queue, prepare
-        self.scalars: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.scalars: dict[tuple[torch.dtype, int], Tensor] = {}
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """A dense output."""
@@ -61,7 +83,7 @@ class Primitives:
         dtype = ACCUMULATORS[tensor.dtype]
         if reduction == "example":
             return tensor.new_empty(tensor.shape[:1], dtype=dtype)
-        key = dtype, tensor.device
+        key = dtype, tensor.get_device()
         like = self.scalars.get(key)  # twice as fast as spelling out shape, dtype and device
         if like is None:
             like = self.scalars[key] = tensor.new_empty((), dtype=dtype)
@@ -112,8 +134,7 @@ class Primitives:
             return gradient
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
-        by_row = upstream_by_row(grad_nll, reduction, recon)
-        upstream, stride = place(grad_nll.to(recon.dtype), cols) if by_row is None else by_row
+        upstream, stride, by_element = place_upstream(grad_nll, reduction, recon, cols)
         queue, _held = self.queue(recon, 0)
         self.native.reconstruction_backward(
             CODES[likelihood],
@@ -130,7 +151,7 @@ class Primitives:
             REDUCTIONS[reduction],
             upstream.data_ptr(),
             stride,
-            by_row is None,
+            by_element,
             *queue,
         )
         return gradient
@@ -163,16 +184,14 @@ class Primitives:
         reduction: str,
     ) -> list[Tensor]:
         rows, cols = size(mu)
-        outputs = []
+        z = kl = None
         if seed is not None:
-            outputs.append(
-                self.prepare(mu.new_empty((samples, *mu.shape))) if samples else self.empty_like(mu)
-            )  # fmt: skip
+            z = self.prepare(mu.new_empty((samples, *mu.shape))) if samples else self.empty_like(mu)
         if reduction:
-            outputs.append(self.loss_like(mu, reduction))
+            kl = self.loss_like(mu, reduction)
         m, m_stride = place(mu, cols)
         s, s_stride = place(scale, cols)
-        priors = [place(p, cols) for p in given_priors(prior_mu, prior_logvar)]
+        prior, _kept = place_prior(prior_mu, prior_logvar, cols)
         queue, _held = self.queue(mu, reduction not in ("", "none"))
         self.native.latent_forward(
             TYPES[m.dtype],
@@ -184,16 +203,15 @@ class Primitives:
             m_stride,
             s.data_ptr(),
             s_stride,
-            *(n for t, stride in priors for n in (t.data_ptr(), stride)),
-            *(() if priors else NO_TENSOR * 2),
+            *prior,
             0 if seed is None else seed.data_ptr(),
             samples or 1,
-            0 if seed is None else outputs[0].data_ptr(),
+            0 if z is None else z.data_ptr(),
             REDUCTIONS[reduction],
-            outputs[-1].data_ptr() if reduction else 0,
+            0 if kl is None else kl.data_ptr(),
             *queue,
         )
-        return outputs
+        return [t for t in (z, kl) if t is not None]
 
     def latent_backward(
         self,
@@ -211,24 +229,26 @@ class Primitives:
         reduction: str,
     ) -> list[Tensor]:
         rows, cols = size(mu)
-        priors = given_priors(prior_mu, prior_logvar)
-        gradients = [self.empty_like(t) for t in (mu, scale)]
-        if grad_kl is None:
-            gradients += [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in priors]
-            priors = []
-        else:
-            gradients += [self.empty_like(p) for p in priors]
+        grad_mu, grad_scale = self.empty_like(mu), self.empty_like(scale)
+        gradients = [grad_mu, grad_scale]
+        grad_priors = 0, 0
+        if prior_mu is not None and prior_logvar is not None:
+            if grad_kl is None:  # z does not depend on the prior
+                priors = prior_mu, prior_logvar
+                gradients += [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in priors]
+                prior_mu = prior_logvar = None
+            else:
+                gradients += [self.empty_like(prior_mu), self.empty_like(prior_logvar)]
+                grad_priors = gradients[2].data_ptr(), gradients[3].data_ptr()
         if not mu.numel():
             return gradients
         upstream, stride, by_element = None, 0, False
         if grad_kl is not None:
-            by_row = upstream_by_row(grad_kl, reduction, mu)
-            by_element = by_row is None
-            upstream, stride = place(grad_kl.to(mu.dtype), cols) if by_row is None else by_row
+            upstream, stride, by_element = place_upstream(grad_kl, reduction, mu, cols)
         grad_z = grad_z.contiguous() if grad_z is not None and seed is not None else None
         m, m_stride = place(mu, cols)
         s, s_stride = place(scale, cols)
-        placed = [place(p, cols) for p in priors]
+        prior, _kept = place_prior(prior_mu, prior_logvar, cols)
         queue, _held = self.queue(mu, 0)
         self.native.latent_backward(
             TYPES[m.dtype],
@@ -240,8 +260,7 @@ class Primitives:
             m_stride,
             s.data_ptr(),
             s_stride,
-            *(n for t, stride in placed for n in (t.data_ptr(), stride)),
-            *(() if placed else NO_TENSOR * 2),
+            *prior,
             0 if seed is None else seed.data_ptr(),
             samples or 1,
             0 if grad_z is None else grad_z.data_ptr(),
@@ -249,8 +268,9 @@ class Primitives:
             0 if upstream is None else upstream.data_ptr(),
             stride,
             by_element,
-            *(g.data_ptr() for g in gradients[: 2 + len(placed)]),
-            *(() if placed else NO_TENSOR),
+            grad_mu.data_ptr(),
+            grad_scale.data_ptr(),
+            *grad_priors,
             *queue,
         )
         return gradients
@@ -272,8 +292,8 @@ class Primitives:
     ) -> list[Tensor]:
         rows, cols = size(recon)
         latent_cols = size(mu)[1]
-        losses = [self.loss_like(recon, reduction), self.loss_like(recon, reduction), self.loss_like(mu, reduction)]
-        gradient = [self.empty_like(recon)] if with_gradient else []
+        loss, nll, kl = (self.loss_like(t, reduction) for t in (recon, recon, mu))
+        outputs = [loss, nll, kl, self.empty_like(recon)] if with_gradient else [loss, nll, kl]
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
         m, m_stride = place(mu, latent_cols)
@@ -290,7 +310,7 @@ class Primitives:
             y_stride,
             x.data_ptr(),
             x_stride,
-            gradient[0].data_ptr() if with_gradient else 0,
+            outputs[3].data_ptr() if with_gradient else 0,
             TYPES[m.dtype],
             log_scale,
             free_bits,
@@ -301,10 +321,12 @@ class Primitives:
             s_stride,
             beta,
             REDUCTIONS[reduction],
-            TYPES[losses[0].dtype],
-            *(loss.data_ptr() for loss in losses),
+            TYPES[loss.dtype],
+            loss.data_ptr(),
+            nll.data_ptr(),
+            kl.data_ptr(),
             *queue,
         )
         if outside:
             check_unit_range(likelihood, recon, target)
-        return losses + gradient
+        return outputs
