@@ -155,6 +155,6 @@ setup(
     ],
     package_dir={"fastvae.kernels": "kernels"},
     package_data={"fastvae": ["py.typed", "_C.pyi"]},
-    ext_modules=[Extension("fastvae._C", sorted(map(str, SOURCES.glob("*.c*"))), optional=True)],
+    ext_modules=[Extension("fastvae._C", sorted(map(str, SOURCES.glob("*.cpp"))), optional=True)],
     cmdclass={"build_ext": BuildExtension},
 )
