@@ -1,6 +1,151 @@
-"""Packages and where they lie: ``kernels/`` is installed as ``fastvae.kernels``. Metadata is in pyproject.toml."""
+"""Packages, where they lie, and the extension ``fastvae._C``. Metadata is in pyproject.toml.
 
-from setuptools import find_packages, setup
+``kernels/`` is installed as ``fastvae.kernels``. The extension is built from ``csrc/`` with whatever is there: with
+``nvcc`` for CPU and GPU, without it for the CPU, without a C++ compiler not at all. The install succeeds each time.
+
+``CUDA_HOME`` says which CUDA toolkit, else the ``nvcc`` on the path is asked. ``FASTVAE_CUDA_ARCHS="80 90"`` builds
+for those only (the last generation also as PTX, for newer ones); ``FASTVAE_CUDA=0`` builds for the CPU only.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+SOURCES = Path("csrc")
+CUDA_ARCHS = "80 86 89 90 100"
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+
+
+class Toolkit:
+    """A CUDA toolkit: its compiler, the architectures to build for, and the folder of its libraries."""
+
+    def __init__(self, nvcc: str):
+        # the nvcc on the path may be a script that calls another: only a dry run says where it lies
+        answer = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False).stderr
+        top = re.search(r"^#\$ TOP=(.*)$", answer, re.MULTILINE)
+        if top is None:
+            raise FileNotFoundError(f"{nvcc} does not say where its toolkit is")
+        self.nvcc, self.top = nvcc, Path(top[1]).resolve()
+        found = sorted(self.top.glob("lib*/libcudart_static.a")) + sorted(
+            self.top.glob("targets/*/lib/*cudart_static.a")
+        )
+        if not found:
+            raise FileNotFoundError(f"no libcudart_static.a under {self.top}")
+        self.library = found[0]
+        known = set(re.findall(r"sm_(\w+)", subprocess.check_output([nvcc, "--list-gpu-code"], text=True)))
+        wanted = os.environ.get("FASTVAE_CUDA_ARCHS", CUDA_ARCHS).replace(",", " ").split()
+        self.archs = [arch for arch in wanted if arch in known]
+        if not self.archs:
+            raise FileNotFoundError(f"{nvcc} knows none of the architectures {' '.join(wanted)}")
+
+    def command(self, source: Path, target: Path) -> list[str]:
+        # one intermediate code for a generation: it is the slower half of the work
+        generations = [list(group) for _, group in groupby(self.archs, key=lambda arch: arch[:-1])]
+        codes = [f"-gencode=arch=compute_{g[0]},code=[{','.join('sm_' + arch for arch in g)}]" for g in generations]
+        codes.append("-gencode=arch=compute_{0},code=compute_{0}".format(generations[-1][0]))
+        flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all"]
+        flags.append("-DFASTVAE_ISA=device")
+        return [self.nvcc, *flags, *codes, "-c", str(source), "-o", str(target)]
+
+
+def find_toolkit() -> Toolkit | str:
+    """The CUDA toolkit to build with, or why there is none."""
+    if os.environ.get("FASTVAE_CUDA") == "0":
+        return "FASTVAE_CUDA=0"
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+    if nvcc is None:
+        return f"no nvcc in {home}/bin" if home else "no nvcc on the path"
+    try:
+        return Toolkit(nvcc)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return str(error)
+
+
+class BuildExtension(build_ext):
+    """Compiles the host loops once for each instruction set, the kernels with nvcc, and links them."""
+
+    def build_extension(self, ext: Extension) -> None:
+        toolkit = find_toolkit()
+        try:
+            self.build(ext, toolkit)
+        except subprocess.CalledProcessError as error:
+            toolkit = f"{error.cmd[0]} failed"
+        except (BaseError, CCompilerError, OSError) as error:
+            say(f"no compiled extension, the other backends serve: {error}")
+            raise
+        else:
+            return
+        self.build(ext, toolkit)
+
+    def build(self, ext: Extension, toolkit: Toolkit | str) -> None:
+        import pybind11  # a requirement of the build, not of reading this file
+
+        objects = Path(self.build_temp) / "csrc"
+        common = ["-DFASTVAE_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
+        jobs = [(SOURCES / "threads.cpp", "host", []), (SOURCES / "host.cpp", "host", common)]
+        for source in ("host_reconstruction.cpp", "host_latent.cpp"):
+            jobs.append((SOURCES / source, "baseline", [*common, "-DFASTVAE_ISA=baseline"]))
+            if common:
+                jobs.append((SOURCES / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))
+        with_cuda = isinstance(toolkit, Toolkit)
+        jobs.append((SOURCES / "bindings.cpp", "bindings", ["-DFASTVAE_WITH_CUDA"] if with_cuda else []))
+        linux = sys.platform.startswith("linux")
+        libraries = [f"-Wl,--version-script={SOURCES}/exports.map", "-Wl,-s"] if linux else []
+
+        def compile_host(source: Path, folder: str, flags: list[str]) -> str:
+            includes = [pybind11.get_include()] if folder == "bindings" else []
+            (made,) = self.compiler.compile(
+                [str(source)],
+                output_dir=str(objects / folder),
+                include_dirs=[*includes, *self.compiler.include_dirs],
+                extra_postargs=[*FLAGS, *flags],
+            )
+            return made
+
+        def compile_cuda(source: Path) -> str:
+            target = objects / "cuda" / f"{source.stem}.o"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            read = [source, *SOURCES.glob("*.h"), *SOURCES.glob("*.cuh"), Path("setup.py")]
+            if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in read):
+                subprocess.run(toolkit.command(source, target), check=True)
+            return str(target)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            kernels = sorted(SOURCES.glob("*.cu")) if with_cuda else []
+            waiting = [pool.submit(compile_host, *job) for job in jobs[:1]]  # no compiler: seen at once
+            waiting[0].result()
+            waiting += [pool.submit(compile_cuda, kernel) for kernel in kernels]
+            waiting += [pool.submit(compile_host, *job) for job in jobs[1:]]
+            made = [job.result() for job in waiting]
+        if with_cuda:
+            libraries = [str(toolkit.library), "-ldl", "-lrt", *libraries]
+        self.compiler.link_shared_object(
+            made, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread", *libraries], target_lang="c++"
+        )
+        say(
+            f"built for the CPU and for CUDA (sm_{' sm_'.join(toolkit.archs)}; {toolkit.top})"
+            if with_cuda
+            else f"built for the CPU only: {toolkit}"
+        )
+
+
+def say(what: str) -> None:
+    print(f"fastvae: {what}", file=sys.stderr)
+
 
 setup(
     packages=[
@@ -9,5 +154,7 @@ setup(
         *(f"fastvae.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"fastvae.kernels": "kernels"},
-    package_data={"fastvae": ["py.typed"]},
+    package_data={"fastvae": ["py.typed", "_C.pyi"]},
+    ext_modules=[Extension("fastvae._C", sorted(map(str, SOURCES.glob("*.cpp"))), optional=True)],
+    cmdclass={"build_ext": BuildExtension},
 )

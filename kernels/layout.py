@@ -81,7 +81,8 @@ def upstream_by_row(upstream: torch.Tensor, reduction: str, like: torch.Tensor) 
         if any(upstream.stride()[1:]) or upstream.numel() == 0:
             return None
         upstream = upstream.as_strided((like.shape[0],), (upstream.stride(0),))
-    return upstream.to(dtype), upstream.stride(0)
+    upstream = upstream.to(dtype)  # which may lay it out afresh
+    return upstream, upstream.stride(0)
 
 
 def given_priors(prior_mu: torch.Tensor | None, prior_logvar: torch.Tensor | None) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from .launch import INTERPRETED, PROGRAMS, TILE, Launch, plan, run
 from .likelihoods import IDS
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+UNAVAILABLE = "" if INTERPRETED or torch.cuda.is_available() else "torch sees no CUDA device"
 FLOAT32_MIN = 1.1754943508222875e-38
 
 __all__ = [

@@ -29,10 +29,14 @@ def _advise() -> Callable[[int, int, int], int] | None:
 _madvise = _advise()
 
 
-def empty(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on the CPU; advice that is not taken changes nothing."""
-    tensor = torch.empty(shape, dtype=dtype)
+def advise(tensor: Tensor) -> Tensor:
+    """Ask for huge pages under a fresh CPU ``tensor`` if it is large; advice that is not taken changes nothing."""
     if _madvise is not None and tensor.nbytes >= LARGE:
         start = -(-tensor.data_ptr() // PAGE) * PAGE
         _madvise(start, (tensor.data_ptr() + tensor.nbytes - start) // PAGE * PAGE, HUGE_PAGE_ADVICE)
     return tensor
+
+
+def empty(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """``torch.empty`` on the CPU, over huge pages where it is large."""
+    return advise(torch.empty(shape, dtype=dtype))

@@ -1,0 +1,58 @@
+"""What a call costs before the kernel runs: ``python -m benchmarks.launch_cost``.
+
+Each primitive of a CPU backend is called with one element, which takes the kernel nanoseconds, the way
+``fastvae/ops.py`` calls it: from Python tensors to the compiled loop and back, outputs allocated. CPU time of the
+calling thread, so that other work on the machine counts little: the best and the median of many runs of many calls.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import timeit
+from collections.abc import Callable
+
+import torch
+
+from fastvae.backends import load
+
+CALLS, RUNS = 2000, 15
+
+
+def primitives(name: str) -> dict[str, Callable[[], object]]:
+    """Calls of one backend on one element each."""
+    backend = load(name)
+    if isinstance(backend, str):
+        raise SystemExit(f"backend {name!r} is not available: {backend}")
+    y, x, mu, logvar = (torch.rand(1, 1) for _ in range(4))
+    seed, one = torch.tensor([1]), torch.ones(())
+    likelihood = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean"}
+    latent = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
+    elbo = {**likelihood, "log_scale": True, "beta": 1.0, "free_bits": 0.0}
+    return {
+        "reconstruction_forward": lambda: backend.reconstruction_forward(y, x, with_gradient=False, **likelihood),
+        "… with its gradient": lambda: backend.reconstruction_forward(y, x, with_gradient=True, **likelihood),
+        "rescale_ by 1": lambda: backend.rescale_(y, one),
+        "latent_forward": lambda: backend.latent_forward(mu, logvar, seed, None, None, **latent),
+        "latent_backward": lambda: backend.latent_backward(mu, one, mu, logvar, seed, None, None, **latent),
+        "elbo_forward": lambda: backend.elbo_forward(y, x, mu, logvar, with_gradient=True, **elbo),
+        "torch.empty_like, for scale": lambda: torch.empty_like(y),
+    }
+
+
+def main() -> None:
+    names = sys.argv[1:] or ["cpp", "numba"]
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
+    for name in names:
+        for what, call in primitives(name).items():
+            call()
+            times = [
+                run / CALLS * 1e6 for run in timeit.repeat(call, timer=time.thread_time, number=CALLS, repeat=RUNS)
+            ]
+            print(f"{name:6} {what:28} {min(times):6.2f} µs at best, {statistics.median(times):6.2f} µs median")
+
+
+if __name__ == "__main__":
+    main()

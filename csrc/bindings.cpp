@@ -1,0 +1,175 @@
+// The Python module fastvae._C: integers in (addresses, strides, sizes, codes), work done, nothing of PyTorch anywhere.
+// Checks of device, dtype, layout and size are Python's, before any address is taken (kernels/extension/).
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#ifdef FASTVAE_WITH_CUDA
+#include "cuda.h"
+#endif
+#include "primitives.h"
+#include "types.h"
+
+namespace py = pybind11;
+
+namespace fastvae {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T = void>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+constexpr int64_t LONG = 1 << 14;  // elements from which other Python threads may run meanwhile
+
+class ReleaseGIL {
+  public:
+    explicit ReleaseGIL(int64_t elements) {
+        if (elements >= LONG) release_.emplace();
+    }
+
+  private:
+    std::optional<py::gil_scoped_release> release_;
+};
+
+Rows rows_of(int64_t rows, int64_t cols) { return {rows, cols, rows * cols}; }
+
+Reconstruction reconstruction_of(int likelihood, double parameter, int recon_type, int target_type, int64_t rows,
+                                 int64_t cols, Address recon, int64_t recon_stride, Address target,
+                                 int64_t target_stride, Address grad) {
+    Reconstruction work{};
+    work.likelihood = likelihood;
+    work.parameter = parameter;
+    work.recon_type = recon_type;
+    work.target_type = target_type;
+    work.grid = rows_of(rows, cols);
+    work.recon = at(recon);
+    work.recon_stride = recon_stride;
+    work.target = at(target);
+    work.target_stride = target_stride;
+    work.grad = at(grad);
+    return work;
+}
+
+Latent latent_of(int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
+                 Address scale, int64_t scale_stride) {
+    Latent work{};
+    work.type = type;
+    work.log_scale = log_scale;
+    work.free_bits = free_bits;
+    work.grid = rows_of(rows, cols);
+    work.mu = at(mu);
+    work.mu_stride = mu_stride;
+    work.scale = at(scale);
+    work.scale_stride = scale_stride;
+    return work;
+}
+
+void set_prior(Latent& work, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
+               int64_t prior_logvar_stride) {
+    work.prior_mu = at(prior_mu);
+    work.prior_mu_stride = prior_mu_stride;
+    work.prior_logvar = at(prior_logvar);
+    work.prior_logvar_stride = prior_logvar_stride;
+}
+
+// Where the work runs: the last arguments of every function, a number of threads or a device, a stream and scratch memory.
+int queue_of(int threads) { return threads; }
+#ifdef FASTVAE_WITH_CUDA
+device::Queue queue_of(int device, Address stream, Address scratch) { return {device, at(stream), at<double>(scratch)}; }
+#endif
+
+template <class... QUEUE>
+void define(py::module_& module) {
+    module.def("reconstruction_forward",
+               [](int likelihood, double parameter, int recon_type, int target_type, int64_t rows, int64_t cols,
+                  Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad,
+                  int reduction, Address loss, QUEUE... queue) {
+                   const ReleaseGIL release(rows * cols);
+                   return reconstruction_forward(
+                       reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols, recon, recon_stride,
+                                         target, target_stride, grad),
+                       static_cast<Reduction>(reduction), at(loss), queue_of(queue...));
+               });
+    module.def("reconstruction_backward",
+               [](int likelihood, double parameter, int recon_type, int target_type, int64_t rows, int64_t cols,
+                  Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad,
+                  int reduction, Address upstream, int64_t upstream_stride, bool upstream_by_element, QUEUE... queue) {
+                   Reconstruction work = reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols,
+                                                           recon, recon_stride, target, target_stride, grad);
+                   work.upstream = at(upstream);
+                   work.upstream_stride = upstream_stride;
+                   work.upstream_by_element = upstream_by_element;
+                   const ReleaseGIL release(work.grid.total);
+                   reconstruction_backward(work, static_cast<Reduction>(reduction), queue_of(queue...));
+               });
+    module.def("latent_forward",
+               [](int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
+                  Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
+                  int64_t prior_logvar_stride, Address seed, int64_t samples, Address z, int reduction, Address kl,
+                  QUEUE... queue) {
+                   Latent work = latent_of(type, log_scale, free_bits, rows, cols, mu, mu_stride, scale, scale_stride);
+                   set_prior(work, prior_mu, prior_mu_stride, prior_logvar, prior_logvar_stride);
+                   work.seed = at<int64_t>(seed);
+                   work.samples = samples;
+                   work.z = at(z);
+                   const ReleaseGIL release(work.grid.total);
+                   latent_forward(work, static_cast<Reduction>(reduction), at(kl), queue_of(queue...));
+               });
+    module.def("latent_backward",
+               [](int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
+                  Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
+                  int64_t prior_logvar_stride, Address seed, int64_t samples, Address grad_z, int reduction,
+                  Address upstream, int64_t upstream_stride, bool upstream_by_element, Address grad_mu,
+                  Address grad_scale, Address grad_prior_mu, Address grad_prior_logvar, QUEUE... queue) {
+                   Latent work = latent_of(type, log_scale, free_bits, rows, cols, mu, mu_stride, scale, scale_stride);
+                   set_prior(work, prior_mu, prior_mu_stride, prior_logvar, prior_logvar_stride);
+                   work.seed = at<int64_t>(seed);
+                   work.samples = samples;
+                   work.grad_z = at(grad_z);
+                   work.upstream = at(upstream);
+                   work.upstream_stride = upstream_stride;
+                   work.by_element = upstream_by_element;
+                   work.grad_mu = at(grad_mu);
+                   work.grad_scale = at(grad_scale);
+                   work.grad_prior_mu = at(grad_prior_mu);
+                   work.grad_prior_logvar = at(grad_prior_logvar);
+                   const ReleaseGIL release(work.grid.total);
+                   latent_backward(work, static_cast<Reduction>(reduction), queue_of(queue...));
+               });
+    module.def("elbo_forward",
+               [](int likelihood, double parameter, int recon_type, int target_type, int64_t rows, int64_t cols,
+                  Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad, int type,
+                  bool log_scale, double free_bits, int64_t latent_cols, Address mu, int64_t mu_stride, Address scale,
+                  int64_t scale_stride, double beta, int reduction, int loss_type, Address loss, Address nll,
+                  Address kl, QUEUE... queue) {
+                   const ReleaseGIL release(rows * cols);
+                   return elbo_forward(
+                       reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols, recon, recon_stride,
+                                         target, target_stride, grad),
+                       latent_of(type, log_scale, free_bits, rows, latent_cols, mu, mu_stride, scale, scale_stride),
+                       beta, static_cast<Reduction>(reduction), ELBO{loss_type, at(loss), at(nll), at(kl)},
+                       queue_of(queue...));
+               });
+    module.def("rescale",
+               [](int type, int64_t total, Address gradient, Address upstream, int upstream_type, QUEUE... queue) {
+                   const ReleaseGIL release(total);
+                   rescale(Rescale{type, total, at(gradient), 0}, at(upstream), upstream_type, queue_of(queue...));
+               });
+}
+
+}  // namespace
+}  // namespace fastvae
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "Fused VAE kernels on raw addresses; see kernels/extension/.";
+    module.def("instructions", &fastvae::use_instructions, py::arg("use") = "");
+    fastvae::define<int>(module);
+#ifdef FASTVAE_WITH_CUDA
+    py::module_ cuda = module.def_submodule("cuda");
+    cuda.attr("PARTIALS") = fastvae::device::PARTIALS;
+    fastvae::define<int, uintptr_t, uintptr_t>(cuda);
+#endif
+}

@@ -1,0 +1,153 @@
+// What follows the loops over rows: their sums to losses, and a gradient times what came from above.
+//
+// Sums are added in a fixed order by one block, or by one thread for each example. A few kilobytes; what counts is the launch.
+#include "memory.cuh"
+#include "rows.cuh"
+
+namespace fastvae {
+namespace device {
+namespace {
+
+// `count` sums for each loss, in a row.
+struct Part {
+    const double* sums;
+    int64_t count;
+    double weight;
+    int type;
+    void* out;
+};
+
+__device__ void put(int type, void* out, int64_t index, double value) {
+    if (type == FLOAT64) static_cast<double*>(out)[index] = value;
+    else static_cast<float*>(out)[index] = static_cast<float>(value);
+}
+
+__device__ double block_total(BlockSum::TempStorage& storage, const Part& part) {
+    double value = 0;
+    for (int64_t k = threadIdx.x; k < part.count; k += THREADS) value += part.sums[k];
+    return BlockSum(storage).Sum(value) * part.weight;
+}
+
+// One loss; with a second part, loss = first + beta·second.
+__global__ void __launch_bounds__(THREADS) finish_total(Part first, Part second, double beta, int type, void* loss) {
+    __shared__ BlockSum::TempStorage storage, other;
+    const double total = block_total(storage, first);
+    if (threadIdx.x == 0) put(first.type, first.out, 0, total);
+    if (second.out == nullptr) return;
+    const double more = block_total(other, second);
+    if (threadIdx.x == 0) {
+        put(second.type, second.out, 0, more);
+        put(type, loss, 0, total + beta * more);
+    }
+}
+
+__device__ double row_total(const Part& part, int64_t row) {
+    double total = 0;
+    for (int64_t k = 0; k < part.count; ++k) total += part.sums[row * part.count + k];
+    return total;
+}
+
+__global__ void __launch_bounds__(THREADS)
+    finish_rows(Part first, Part second, double beta, int type, void* loss, int64_t rows) {
+    for (int64_t row = int64_t{blockIdx.x} * THREADS + threadIdx.x; row < rows; row += int64_t{gridDim.x} * THREADS) {
+        const double total = row_total(first, row);
+        put(first.type, first.out, row, total);
+        if (second.out == nullptr) continue;
+        const double more = row_total(second, row);
+        put(second.type, second.out, row, more);
+        put(type, loss, row, total + beta * more);
+    }
+}
+
+void finish(Reduction reduction, const Part& first, const Part& second, double beta, int type, void* loss, int64_t rows,
+            const Queue& queue) {
+    const auto stream = static_cast<cudaStream_t>(queue.stream);
+    if (reduction != EXAMPLE) {
+        finish_total<<<1, THREADS, 0, stream>>>(first, second, beta, type, loss);
+    } else if (rows != 0) {
+        const int64_t blocks = ceil_divide(rows, THREADS), full = full_device(queue.device);
+        finish_rows<<<static_cast<int>(blocks < full ? blocks : full), THREADS, 0, stream>>>(first, second, beta, type,
+                                                                                            loss, rows);
+    }
+    check(cudaGetLastError());
+}
+
+// What a reduction sums over: the items of each row, or all of them.
+Part part_of(Reduction reduction, const double* sums, int64_t segments, int64_t rows, double weight, int type, void* out) {
+    return {sums, reduction == EXAMPLE ? segments : segments * rows, weight, type, out};
+}
+
+// gradient *= upstream, unless that is 1: then not even the gradient is read.
+template <class T, class U>
+__global__ void __launch_bounds__(THREADS) rescale_kernel(T* gradient, int64_t total, const U* upstream) {
+    using V = compute_t<T>;
+    constexpr int N = 16 / sizeof(T);
+    const U factor = *upstream;
+    if (factor == U{1}) return;
+    const V scale = static_cast<V>(factor);
+    const int64_t first = int64_t{blockIdx.x} * THREADS + threadIdx.x, step = int64_t{gridDim.x} * THREADS;
+    // a gradient is a tensor of its own, or a part of one: elements before the first 16 bytes go one at a time
+    int64_t head = (16 - reinterpret_cast<uintptr_t>(gradient) % 16) % 16 / sizeof(T);
+    if (head > total) head = total;
+    const int64_t whole = (total - head) / N;
+    for (int64_t k = first; k < whole; k += step) {
+        auto values = load<N>(gradient + head + k * N);
+#pragma unroll
+        for (int i = 0; i < N; ++i) values.v[i] *= scale;
+        store<N>(gradient + head + k * N, values);
+    }
+    for (int64_t k = first; k < total - whole * N; k += step) {
+        T* at = gradient + (k < head ? k : k + whole * N);
+        auto value = load<1>(at);
+        value.v[0] *= scale;
+        store<1>(at, value);
+    }
+}
+
+}  // namespace
+
+void finish_sums(const double* sums, int64_t segments, int64_t rows, Reduction reduction, double weight, int type,
+                 void* loss, const Queue& queue) {
+    finish(reduction, part_of(reduction, sums, segments, rows, weight, type, loss), Part{}, 0, 0, nullptr, rows, queue);
+}
+
+void elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
+                  const Queue& queue) {
+    const OnDevice guard(queue.device);
+    const int64_t examples = reconstruction.grid.rows;
+    const double nll_weight = reduction_weight(reduction, reconstruction.grid);
+    const double kl_weight = reduction_weight(reduction, latent.grid);
+    reconstruction.weight = nll_weight;
+    if (reduction != EXAMPLE) {
+        merge_rows(reconstruction, reconstruction.grid.total > 0 ? reconstruction.grid.total : 1);
+        merge_rows(latent, latent.grid.total > 0 ? latent.grid.total : 1);
+    }
+    reconstruction.sums = queue.scratch;
+    latent.sums = queue.scratch + (examples > PARTIALS ? examples : PARTIALS);
+    const int64_t nll_segments = sum_rows(reconstruction, queue), kl_segments = sum_rows(latent, queue);
+    const Part nll = part_of(reduction, reconstruction.sums, nll_segments, reconstruction.grid.rows, nll_weight,
+                             reconstruction.recon_type, out.nll);
+    const Part kl = part_of(reduction, latent.sums, kl_segments, latent.grid.rows, kl_weight, latent.type, out.kl);
+    finish(reduction, nll, kl, beta, out.type, out.loss, examples, queue);
+}
+
+void rescale(const Rescale& work, const void* upstream, int upstream_type, const Queue& queue) {
+    if (work.total == 0) return;
+    const OnDevice guard(queue.device);
+    const int64_t blocks = ceil_divide(work.total, THREADS * 16), full = full_device(queue.device);
+    const int grid = static_cast<int>(blocks < full ? blocks : full);
+    const auto stream = static_cast<cudaStream_t>(queue.stream);
+    with_dtype(work.type, [&](auto element) {
+        using T = decltype(element);
+        T* gradient = static_cast<T*>(work.gradient);
+        if (upstream_type == FLOAT64) {
+            rescale_kernel<<<grid, THREADS, 0, stream>>>(gradient, work.total, static_cast<const double*>(upstream));
+        } else {
+            rescale_kernel<<<grid, THREADS, 0, stream>>>(gradient, work.total, static_cast<const float*>(upstream));
+        }
+    });
+    check(cudaGetLastError());
+}
+
+}  // namespace device
+}  // namespace fastvae

@@ -1,0 +1,154 @@
+// The primitives on a CPU: picks the loops for this processor, runs them, adds the sums of rows up. Rows are added in
+// order, whatever thread summed them: the same bits for any number of threads.
+#include "host.h"
+
+#include <memory>
+
+#include "primitives.h"
+#include "threads.h"
+#include "types.h"
+
+namespace fastvae {
+namespace {
+
+#ifdef FASTVAE_WITH_AVX2
+const bool HAS_AVX2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+bool use_avx2 = HAS_AVX2;
+#define FASTVAE_PICK(FUNCTION) (use_avx2 ? avx2::FUNCTION : baseline::FUNCTION)
+#else
+#define FASTVAE_PICK(FUNCTION) baseline::FUNCTION
+#endif
+
+template <class WORK>
+int run(Span<WORK> (*choose)(const WORK&), const WORK& work, const Rows& grid, int64_t cost, int threads) {
+    struct Call {
+        Span<WORK> span;
+        const WORK* work;
+    };
+    const Call call{choose(work), &work};
+    const auto piece = [](const void* pointer, int64_t first, int64_t last) {
+        const Call& call = *static_cast<const Call*>(pointer);
+        return call.span(*call.work, first, last);
+    };
+    return run_rows(piece, &call, grid.rows, grid.cols * cost, threads);
+}
+
+// Σ of each row, on the stack where they are few.
+class Sums {
+  public:
+    explicit Sums(int64_t rows) : rows_(rows), large_(rows > FEW ? new double[rows] : nullptr) {}
+    double* data() { return large_ ? large_.get() : few_; }
+
+    double total() {
+        double total = 0;
+        for (int64_t row = 0; row < rows_; ++row) total += data()[row];
+        return total;
+    }
+
+    // Writes the loss and returns it where it is one number.
+    double finish(Reduction reduction, double weight, int type, void* loss) {
+        const int64_t count = reduction == EXAMPLE ? rows_ : 1;
+        const double value = reduction == EXAMPLE ? 0 : total() * weight;
+        for (int64_t k = 0; k < count; ++k) put(type, loss, k, reduction == EXAMPLE ? data()[k] : value);
+        return value;
+    }
+
+    static void put(int type, void* loss, int64_t index, double value) {
+        if (type == FLOAT64) static_cast<double*>(loss)[index] = value;
+        else static_cast<float*>(loss)[index] = static_cast<float>(value);
+    }
+
+  private:
+    static constexpr int64_t FEW = 256;
+    int64_t rows_;
+    std::unique_ptr<double[]> large_;
+    double few_[FEW];
+};
+
+}  // namespace
+
+std::string use_instructions(const std::string& name) {
+#ifdef FASTVAE_WITH_AVX2
+    if (name == "avx2" && !HAS_AVX2) throw std::invalid_argument("instructions: this processor has no avx2");
+    if (name == "avx2" || name == "baseline") use_avx2 = name == "avx2";
+    const std::string used = use_avx2 ? "avx2" : "baseline";
+#else
+    const std::string used = "baseline";
+#endif
+    if (!name.empty() && name != used) {
+        throw std::invalid_argument("instructions must be 'avx2' or 'baseline', got '" + name + "'");
+    }
+    return used;
+}
+
+int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads) {
+    work.weight = reduction_weight(reduction, work.grid);
+    if (reduction == NONE) {
+        work.nll = loss;
+        merge_rows(work);
+        return run(FASTVAE_PICK(reconstruction_span), work, work.grid, 1, threads);
+    }
+    const double weight = work.weight;
+    if (reduction != EXAMPLE) merge_rows(work);
+    Sums sums(work.grid.rows);
+    work.sums = sums.data();
+    const int flags = run(FASTVAE_PICK(reconstruction_span), work, work.grid, 1, threads);
+    sums.finish(reduction, weight, work.recon_type, loss);
+    return flags;
+}
+
+void reconstruction_backward(Reconstruction work, Reduction reduction, int threads) {
+    work.weight = reduction_weight(reduction, work.grid);
+    if (work.upstream_by_element || work.upstream_stride == 0) merge_rows(work);
+    run(FASTVAE_PICK(reconstruction_span), work, work.grid, 1, threads);
+}
+
+void latent_forward(Latent work, Reduction reduction, void* kl, int threads) {
+    const double weight = reduction_weight(reduction, work.grid);
+    const int64_t cost = work.z == nullptr ? 1 : 4 * work.samples;
+    work.by_element = reduction == NONE;
+    if (reduction != EXAMPLE) merge_rows(work);
+    Sums sums(work.grid.rows);
+    if (reduction == NONE) work.kl = kl;
+    else if (kl != nullptr) work.sums = sums.data();
+    run(FASTVAE_PICK(latent_forward_span), work, work.grid, cost, threads);
+    if (work.sums != nullptr) sums.finish(reduction, weight, work.type, kl);
+}
+
+void latent_backward(Latent work, Reduction reduction, int threads) {
+    work.weight = reduction_weight(reduction, work.grid);
+    if (work.upstream == nullptr || work.by_element || work.upstream_stride == 0) merge_rows(work);
+    run(FASTVAE_PICK(latent_backward_span), work, work.grid, work.grad_z == nullptr ? 1 : 4 * work.samples, threads);
+}
+
+int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
+                 int threads) {
+    const double nll_weight = reduction_weight(reduction, reconstruction.grid);
+    const double kl_weight = reduction_weight(reduction, latent.grid);
+    reconstruction.weight = nll_weight;
+    if (reduction != EXAMPLE) {
+        merge_rows(reconstruction);
+        merge_rows(latent);
+    }
+    Sums nll(reconstruction.grid.rows), kl(latent.grid.rows);
+    reconstruction.sums = nll.data();
+    latent.sums = kl.data();
+    const int flags = run(FASTVAE_PICK(reconstruction_span), reconstruction, reconstruction.grid, 1, threads);
+    run(FASTVAE_PICK(latent_forward_span), latent, latent.grid, 1, threads);
+    const double nll_total = nll.finish(reduction, nll_weight, reconstruction.recon_type, out.nll);
+    const double kl_total = kl.finish(reduction, kl_weight, latent.type, out.kl);
+    if (reduction != EXAMPLE) Sums::put(out.type, out.loss, 0, nll_total + beta * kl_total);
+    for (int64_t row = 0; reduction == EXAMPLE && row < reconstruction.grid.rows; ++row) {
+        Sums::put(out.type, out.loss, row, nll.data()[row] + beta * kl.data()[row]);
+    }
+    return flags;
+}
+
+void rescale(Rescale work, const void* upstream, int upstream_type, int threads) {
+    work.factor = upstream_type == FLOAT64 ? *static_cast<const double*>(upstream) : *static_cast<const float*>(upstream);
+    if (work.factor == 1) return;
+    const Rows grid{(work.total + ROW_BLOCK - 1) / ROW_BLOCK, ROW_BLOCK, work.total};
+    run(FASTVAE_PICK(rescale_span), work, grid, 1, threads);
+}
+
+}  // namespace fastvae

@@ -1,0 +1,27 @@
+// The host loops by instruction set, and how they are run. A span function works on rows first … last and returns whether
+// it saw a value outside [0, 1] that must not be. What it writes for a row does not depend on the span.
+#pragma once
+
+#include "work.h"
+
+namespace fastvae {
+
+template <class WORK>
+using Span = int (*)(const WORK& work, int64_t first, int64_t last);
+
+#define FASTVAE_HOST_KERNELS                                         \
+    Span<Reconstruction> reconstruction_span(const Reconstruction&); \
+    Span<Latent> latent_forward_span(const Latent&);                 \
+    Span<Latent> latent_backward_span(const Latent&);                \
+    Span<Rescale> rescale_span(const Rescale&);
+
+namespace baseline {
+FASTVAE_HOST_KERNELS
+}
+#ifdef FASTVAE_WITH_AVX2
+namespace avx2 {
+FASTVAE_HOST_KERNELS
+}
+#endif
+
+}  // namespace fastvae

@@ -1,0 +1,172 @@
+// The reconstruction pair on a CPU: one loop over rows, into which a likelihood is plugged at compile time.
+//
+// Reads recon and target once. The one-pass forward writes the gradient beside the loss: for float32, 8 bytes an element
+// read and 4 written. A row is an example, or 4096 elements where a total of dense tensors is wanted.
+#include "host.h"
+#include "likelihoods.h"
+
+namespace fastvae {
+namespace FASTVAE_ISA {
+namespace {
+
+constexpr int FACTORS = 96;  // in [1, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
+
+template <class T>
+constexpr int CODE = FLOAT32;
+template <>
+constexpr int CODE<double> = FLOAT64;
+template <>
+constexpr int CODE<bfloat16> = BFLOAT16;
+template <>
+constexpr int CODE<float16> = FLOAT16;
+
+// The least and the greatest number seen; NaN is not seen.
+template <class V>
+struct Range {
+    V least{}, greatest{};
+
+    FASTVAE_INLINE void see(V x) {
+        least = at_most(x, least);
+        greatest = at_least(x, greatest);
+    }
+    FASTVAE_INLINE bool beyond_unit() const { return any((least < constant<V>(0)) | (greatest > constant<V>(1))); }
+};
+
+template <class T>
+FASTVAE_INLINE T smaller(T a, T b) {
+    return a < b ? a : b;
+}
+
+template <class TERM, class Y, class X, bool WITH_GRADIENT>
+int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
+    using V = vector_t<Y>;
+    constexpr int LANES = lanes_of<V>::COUNT;
+    constexpr bool CHECK_TARGET = TERM::BOUNDED_TARGET && sizeof(X) > 1;
+    const V parameter = constant<V>(work.parameter), weight = constant<V>(work.weight), one = constant<V>(1);
+    Range<V> range;
+    for (int64_t row = first; row < last; ++row) {
+        const int64_t begin = row * work.grid.cols, end = smaller(work.grid.cols, work.grid.total - begin);
+        const Y* recon = static_cast<const Y*>(work.recon) + row * work.recon_stride;
+        const X* target = static_cast<const X*>(work.target) + row * work.target_stride;
+        Y* grad = static_cast<Y*>(work.grad) + begin;
+        double row_sum = 0;
+        for (int64_t start = 0; start < end; start += FACTORS * LANES) {
+            const int64_t stop = smaller<int64_t>(start + FACTORS * LANES, end);
+            V additive{}, product = one;
+            int64_t j = start;
+            for (; j + LANES <= stop; j += LANES) {
+                const V y = load(recon + j, V{}), x = load(target + j, V{});
+                if constexpr (CHECK_TARGET) range.see(x);
+                if constexpr (TERM::BOUNDED_RECON) range.see(y);
+                const Terms<V> terms = TERM::terms(y, x, parameter);
+                additive += terms.additive;
+                if constexpr (TERM::HAS_FACTOR) product *= terms.factor;
+                if constexpr (WITH_GRADIENT) store(grad + j, terms.derivative * weight);
+            }
+            if (j < stop) {
+                const int count = static_cast<int>(stop - j);
+                const auto there = first_lanes<V>(count);
+                const V y = load_first(recon + j, count, V{}), x = load_first(target + j, count, V{});
+                if constexpr (CHECK_TARGET) range.see(x);
+                if constexpr (TERM::BOUNDED_RECON) range.see(y);
+                const Terms<V> terms = TERM::terms(y, x, parameter);
+                additive += there ? terms.additive : V{};
+                if constexpr (TERM::HAS_FACTOR) product *= there ? terms.factor : one;
+                if constexpr (WITH_GRADIENT) store_first(grad + j, count, terms.derivative * weight);
+            }
+            if constexpr (TERM::HAS_FACTOR) additive += log_normal(product);
+            row_sum += sum(additive);
+        }
+        work.sums[row] = row_sum;
+    }
+    return range.beyond_unit();
+}
+
+// Elementwise nll, or the gradient for an upstream gradient given by row or by element.
+template <class TERM, class Y, class X, bool BACKWARD>
+int elements(const Reconstruction& work, int64_t first, int64_t last) {
+    using V = vector_t<Y>;
+    using Scalar = typename lanes_of<V>::scalar;
+    constexpr int LANES = lanes_of<V>::COUNT;
+    constexpr bool CHECK_TARGET = !BACKWARD && TERM::BOUNDED_TARGET && sizeof(X) > 1;
+    constexpr bool CHECK_RECON = !BACKWARD && TERM::BOUNDED_RECON;
+    const V parameter = constant<V>(work.parameter);
+    Range<V> range;
+    for (int64_t row = first; row < last; ++row) {
+        const int64_t begin = row * work.grid.cols, end = smaller(work.grid.cols, work.grid.total - begin);
+        const Y* recon = static_cast<const Y*>(work.recon) + row * work.recon_stride;
+        const X* target = static_cast<const X*>(work.target) + row * work.target_stride;
+        Y* out = static_cast<Y*>(BACKWARD ? work.grad : work.nll) + begin;
+        const Y* upstream = nullptr;
+        V by_row{};
+        if (BACKWARD && work.upstream_by_element) {
+            upstream = static_cast<const Y*>(work.upstream) + row * work.upstream_stride;
+        } else if (BACKWARD) {
+            by_row = constant<V>(work.weight) * static_cast<const Scalar*>(work.upstream)[row * work.upstream_stride];
+        }
+        const auto value = [&](V y, V x, V factor) FASTVAE_LAMBDA {
+            if constexpr (CHECK_TARGET) range.see(x);
+            if constexpr (CHECK_RECON) range.see(y);
+            if constexpr (BACKWARD) return TERM::terms(y, x, parameter).derivative * factor;
+            else return TERM::nll(y, x, parameter);
+        };
+        int64_t j = 0;
+        for (; j + LANES <= end; j += LANES) {
+            const V factor = upstream ? load(upstream + j, V{}) : by_row;
+            store(out + j, value(load(recon + j, V{}), load(target + j, V{}), factor));
+        }
+        if (j < end) {
+            const int count = static_cast<int>(end - j);
+            const V factor = upstream ? load_first(upstream + j, count, V{}) : by_row;
+            const V y = load_first(recon + j, count, V{}), x = load_first(target + j, count, V{});
+            store_first(out + j, count, value(y, x, factor));
+        }
+    }
+    return range.beyond_unit();
+}
+
+template <class TERM, class Y, class X>
+Span<Reconstruction> span_of(const Reconstruction& work) {
+    if (work.sums != nullptr) {
+        return work.grad != nullptr ? forward_rows<TERM, Y, X, true> : forward_rows<TERM, Y, X, false>;
+    }
+    return work.nll != nullptr ? elements<TERM, Y, X, false> : elements<TERM, Y, X, true>;
+}
+
+template <class T>
+int rescale(const Rescale& work, int64_t first, int64_t last) {
+    using V = vector_t<T>;
+    constexpr int LANES = lanes_of<V>::COUNT;
+    T* gradient = static_cast<T*>(work.gradient);
+    const V factor = constant<V>(work.factor);
+    int64_t j = first * ROW_BLOCK;
+    const int64_t end = smaller(last * ROW_BLOCK, work.total);
+    for (; j + LANES <= end; j += LANES) store(gradient + j, load(gradient + j, V{}) * factor);
+    if (j < end) {
+        const int count = static_cast<int>(end - j);
+        store_first(gradient + j, count, load_first(gradient + j, count, V{}) * factor);
+    }
+    return 0;
+}
+
+}  // namespace
+
+Span<Reconstruction> reconstruction_span(const Reconstruction& work) {
+    return with_likelihood(work.likelihood, [&](auto term) {
+        return with_dtype(work.recon_type, [&](auto y) -> Span<Reconstruction> {
+            using TERM = decltype(term);
+            using Y = decltype(y);
+            if (work.target_type == UINT8) return span_of<TERM, Y, uint8_t>(work);
+            if (work.target_type == CODE<Y>) return span_of<TERM, Y, Y>(work);
+            if (work.target_type == FLOAT32) return span_of<TERM, Y, float>(work);
+            throw std::invalid_argument("target must be uint8, float32 or of the dtype of recon");
+        });
+    });
+}
+
+Span<Rescale> rescale_span(const Rescale& work) {
+    return with_dtype(work.type, [](auto element) -> Span<Rescale> { return rescale<decltype(element)>; });
+}
+
+}  // namespace FASTVAE_ISA
+}  // namespace fastvae

@@ -1,0 +1,54 @@
+// One element of q(z|x) = N(mu, σ²): σ, KL(q‖p), and the derivatives of the KL. Formulas: kernels/reference/latent.py.
+#pragma once
+
+#include "math.h"
+
+namespace fastvae {
+namespace FASTVAE_ISA {
+
+constexpr double STD_EPS = 1e-8;  // inside the logarithm of σ², so that std = 0 is finite
+
+// The prior of one element; N(0, 1) unless given.
+template <class V>
+struct Prior {
+    V mu = constant<V>(0), logvar = constant<V>(0), precision = constant<V>(1);
+};
+template <class V>
+FASTVAE_MATH Prior<V> prior_of(V mu, V logvar) {
+    return {mu, logvar, exp(-logvar)};
+}
+
+// σ of logvar, or of std itself.
+template <bool LOG_SCALE, class V>
+FASTVAE_MATH V std_of(V scale) {
+    if constexpr (LOG_SCALE) return exp(constant<V>(0.5) * scale);
+    else return scale;
+}
+
+template <bool LOG_SCALE, class V>
+FASTVAE_MATH V kl_element(V mu, V scale, V var, const Prior<V>& prior) {
+    const V d = mu - prior.mu;
+    V log_var;
+    if constexpr (LOG_SCALE) log_var = scale;
+    else log_var = log_normal(constant<V>(STD_EPS) + var);
+    return constant<V>(0.5) * ((d * d + var) * prior.precision - constant<V>(1) + (prior.logvar - log_var));
+}
+
+template <class V>
+struct KLGradients {
+    V mu, scale, prior_mu, prior_logvar;
+};
+
+// The gradients of the KL of one element, times c.
+template <bool LOG_SCALE, class V>
+FASTVAE_MATH KLGradients<V> kl_gradients(V c, V mu, V std, const Prior<V>& prior) {
+    const V one = constant<V>(1), half = constant<V>(0.5), d = mu - prior.mu, var = std * std;
+    V slope;
+    if constexpr (LOG_SCALE) slope = half * (var * prior.precision - one);
+    else slope = std * (prior.precision - divide(one, constant<V>(STD_EPS) + var));
+    const V grad_mu = c * d * prior.precision;
+    return {grad_mu, c * slope, -grad_mu, half * c * (one - (var + d * d) * prior.precision)};
+}
+
+}  // namespace FASTVAE_ISA
+}  // namespace fastvae

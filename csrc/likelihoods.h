@@ -1,0 +1,143 @@
+// Each reconstruction term for one number (or one vector of them): (y, x, parameter) → nll = additive + log(factor), and
+// ∂nll/∂y. A loop multiplies factors in [1, 2] and takes one logarithm for many; a term without a factor has
+// HAS_FACTOR false. Formulas and sources: kernels/reference/likelihoods.py, whose order the codes follow.
+#pragma once
+
+#include "math.h"
+
+namespace fastvae {
+namespace FASTVAE_ISA {
+
+template <class V>
+struct Terms {
+    V additive, factor, derivative;
+};
+
+struct BernoulliLogits {
+    static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = false;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
+        const V one = constant<V>(1), zero = constant<V>(0);
+        const V a = exp_negative(negative_absolute(y)), factor = one + a, inverse = divide(one, factor);
+        return {positive_part(y) - y * x, factor, (y >= zero ? inverse : a * inverse) - x};
+    }
+    // For elementwise output: what 1 + a rounds away of a small a is put back.
+    template <class V>
+    static FASTVAE_MATH V nll(V y, V x, V) {
+        const V one = constant<V>(1), a = exp_negative(negative_absolute(y)), factor = one + a;
+        return positive_part(y) - y * x + divide(a - (factor - one), factor) + log_normal(factor);
+    }
+};
+
+template <class TERM>
+struct WithoutFactor {
+    static constexpr bool HAS_FACTOR = false;
+
+    template <class V>
+    static FASTVAE_MATH V nll(V y, V x, V parameter) {
+        return TERM::terms(y, x, parameter).additive;
+    }
+};
+
+struct BernoulliProbs : WithoutFactor<BernoulliProbs> {
+    static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = true;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V eps) {
+        const V one = constant<V>(1), zero = constant<V>(0), high = one - eps, z = one - y;
+        const V p = at_most(high, at_least(eps, y)), q = at_most(high, at_least(eps, z));
+        V derivative = divide(y - x, p * q);  // (1−x)/q − x/p with one division
+        derivative = y < eps ? zero : derivative;
+        derivative = z < eps ? zero : derivative;
+        return {-x * log(p) - (one - x) * log(q), one, derivative};
+    }
+};
+
+struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
+    static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = true;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
+        const V one = constant<V>(1), zero = constant<V>(0), low = constant<V>(-100), tiny = constant<V>(1e-12);
+        const V z = one - y, spread = z * y, correction = divide((one - z) - y, z);
+        V log_y = log(y);
+        // log1p(−y): what 1 − y rounds away of a small y is put back
+        V log_z = log(z) + (z > tiny ? correction : zero);
+        log_y = at_least(low, log_y);
+        log_z = at_least(low, log_z);
+        return {(x - one) * log_z - x * log_y, one, divide(y - x, at_least(tiny, spread))};
+    }
+};
+
+struct ContinuousBernoulliLogits : WithoutFactor<ContinuousBernoulliLogits> {
+    static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = false;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
+        const V one = constant<V>(1), half = constant<V>(0.5), zero = constant<V>(0);
+        const V magnitude = absolute(y);
+        const auto small = magnitude < half;
+        const V s = small ? y : zero, s2 = s * s;
+        const V log_series =
+            half * s + s2 * polynomial(s2, constant<V>(1 / 479001600.0), constant<V>(-1 / 9676800.0),
+                                       constant<V>(1 / 181440.0), constant<V>(-1 / 2880.0), constant<V>(1 / 24.0));
+        const V mean_series =
+            half + s * polynomial(s2, constant<V>(1 / 47900160.0), constant<V>(-1 / 1209600.0),
+                                  constant<V>(1 / 30240.0), constant<V>(-1 / 720.0), constant<V>(1 / 12.0));
+        const V v = small ? one : magnitude, a = exp_negative(-v), inverse = divide(one, one - a);
+        const V log_normalizer = positive_part(y) + log_normal(divide(one - a, v));
+        const V mean = (y >= zero ? inverse : -a * inverse) - divide(one, y >= zero ? v : -v);
+        return {(small ? log_series : log_normalizer) - x * y, one, (small ? mean_series : mean) - x};
+    }
+};
+
+struct Gaussian : WithoutFactor<Gaussian> {
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V var) {
+        const V d = y - x, half = constant<V>(0.5), precision = divide(constant<V>(1), var);
+        return {half * d * d * precision + half * log_normal(constant<V>(6.283185307179586) * var), constant<V>(1),
+                d * precision};
+    }
+};
+
+struct SquaredError : WithoutFactor<SquaredError> {
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
+        const V d = y - x;
+        return {d * d, constant<V>(1), d + d};
+    }
+};
+
+struct AbsoluteError : WithoutFactor<AbsoluteError> {
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
+        const V d = y - x, one = constant<V>(1), zero = constant<V>(0);
+        const V not_positive = d < zero ? -one : d * zero;  // d·0 keeps a NaN
+        return {absolute(d), one, d > zero ? one : not_positive};
+    }
+};
+
+// Calls f(LIKELIHOOD{}) for the likelihood of the code: its place in kernels/reference/likelihoods.py.
+template <class F>
+auto with_likelihood(int likelihood, F f) {
+    switch (likelihood) {
+        case 0: return f(BernoulliLogits{});
+        case 1: return f(BernoulliProbs{});
+        case 2: return f(BernoulliProbsLogClamped{});
+        case 3: return f(ContinuousBernoulliLogits{});
+        case 4: return f(Gaussian{});
+        case 5: return f(SquaredError{});
+        case 6: return f(AbsoluteError{});
+        default: throw std::invalid_argument("likelihood code must be in [0, 7)");
+    }
+}
+
+}  // namespace FASTVAE_ISA
+}  // namespace fastvae

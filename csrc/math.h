@@ -1,0 +1,143 @@
+// exp and log for `float` on a GPU and for vectors on a CPU. Polynomials from the Cephes library (Moshier), in fused
+// multiply-adds and 32-bit integers, so that a compiler has nothing to decide. NaN in gives NaN out.
+//
+// On a GPU they come from the special-function units where the promise on accuracy still holds; each says its error.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#include "types.h"
+#define FASTVAE_MATH __device__ __forceinline__
+#else
+#include "simd.h"
+#define FASTVAE_MATH FASTVAE_INLINE
+#endif
+
+namespace fastvae {
+namespace FASTVAE_ISA {
+
+#ifdef __CUDACC__
+// What the functions below ask of a number, for one number.
+template <class V>
+FASTVAE_MATH V constant(double value) {
+    return static_cast<V>(value);
+}
+FASTVAE_MATH int as_int(float x) { return __float_as_int(x); }
+FASTVAE_MATH float as_float(int x) { return __int_as_float(x); }
+FASTVAE_MATH float to_float(int x) { return static_cast<float>(x); }
+FASTVAE_MATH float negative_absolute(float x) { return -fabsf(x); }
+FASTVAE_MATH double negative_absolute(double x) { return -fabs(x); }
+FASTVAE_MATH float absolute(float x) { return fabsf(x); }
+FASTVAE_MATH double absolute(double x) { return fabs(x); }
+// The larger (smaller) of a constant and x; x where that is a NaN.
+template <class V>
+FASTVAE_MATH V at_least(V low, V x) {
+    return low > x ? low : x;
+}
+template <class V>
+FASTVAE_MATH V at_most(V high, V x) {
+    return high < x ? high : x;
+}
+FASTVAE_MATH float positive_part(float x) { return fmaxf(x, 0.0f); }
+FASTVAE_MATH double positive_part(double x) { return fmax(x, 0.0); }
+FASTVAE_MATH float divide(float a, float b) { return __fdividef(a, b); }  // 2 ulp
+FASTVAE_MATH double divide(double a, double b) { return a / b; }
+FASTVAE_MATH float square_root(float x) {  // 1 ulp
+    asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+FASTVAE_MATH double exp(double x) { return ::exp(x); }
+FASTVAE_MATH double exp_negative(double x) { return ::exp(x); }
+FASTVAE_MATH double log(double x) { return ::log(x); }
+FASTVAE_MATH double log_normal(double x) { return ::log(x); }
+#endif
+
+template <class V>
+FASTVAE_MATH V polynomial(V, V c0) {
+    return c0;
+}
+// c0·xⁿ + c1·xⁿ⁻¹ + …
+template <class V, class... C>
+FASTVAE_MATH V polynomial(V x, V c0, V c1, C... c) {
+    return polynomial(x, c0 * x + c1, c...);
+}
+
+// log x for a positive normal x; within 1 ulp. Anything else gives something finite or NaN.
+template <class V>
+FASTVAE_MATH V log_normal_polynomial(V x) {
+    const auto word = as_int(x);
+    const auto e = (word - 0x3f3504f3) >> 23;
+    const V r = as_float(word - (e << 23)) - 1.0f;
+    const V p = polynomial(r, constant<V>(7.0376836292e-2), constant<V>(-1.1514610310e-1), constant<V>(1.1676998740e-1),
+                           constant<V>(-1.2420140846e-1), constant<V>(1.4249322787e-1), constant<V>(-1.6668057665e-1),
+                           constant<V>(2.0000714765e-1), constant<V>(-2.4999993993e-1), constant<V>(3.3333331174e-1));
+    const V n = to_float(e), square = r * r;
+    // x − x carries a NaN through the bit pattern
+    return (r + (r * square * p + n * -2.12194440e-4f - 0.5f * square)) + n * 0.693359375f + (x - x);
+}
+
+#ifdef __CUDACC__
+
+FASTVAE_MATH float log_normal(float x) { return log_normal_polynomial(x); }
+
+// e^x, within 3 ulp: what x·log2(e) rounds away is put back.
+FASTVAE_MATH float exp(float x) {
+    const float n = rintf(fminf(fmaxf(x * 1.4426950408889634f, -126.0f), 128.0f));
+    const float r = fmaf(x, 1.92596299e-8f, fmaf(x, 1.44269502f, -n));
+    float p;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(r));
+    // 2^n in two factors: n can be 128
+    const int exponent = static_cast<int>(n), half = exponent >> 1;
+    return p * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+}
+// e^x for x ≤ 0; absolute error about 2⁻²³, 0 below -87.
+FASTVAE_MATH float exp_negative(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
+    return result;
+}
+// log x for x ≥ 0; absolute error 2⁻²² for x in [½, 2], 2 ulp outside; −∞ at 0.
+FASTVAE_MATH float log(float x) { return __logf(x); }
+
+#else
+
+// e^r for r within ±½ln 2, in pairs: half the latency of one long chain.
+FASTVAE_INLINE Float exp_mantissa(Float r) {
+    const Float square = r * r;
+    const Float low = 1.6666665459e-1f * r + 5.0000001201e-1f, middle = 8.3334519073e-3f * r + 4.1665795894e-2f;
+    const Float high = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    return (((high * square + middle) * square + low) * square + r) + 1.0f;
+}
+
+constexpr float LOG2_E = 1.4426950408889634f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+constexpr float MAGIC = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
+constexpr int MAGIC_BITS = 0x4B400000;
+
+// e^x for x in [-87, 88.5], clamped to that outside; within 2 ulp. e^-87 is 1.6e-38.
+FASTVAE_INLINE Float exp(Float x) {
+    x = at_most(constant<Float>(88.5), at_least(constant<Float>(-87), x));
+    const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
+    const Float r = x - n * LN2_HIGH - n * LN2_LOW;
+    // 2^n in two factors: n can be 128
+    const Int exponent = as_int(shifted) - MAGIC_BITS, half = exponent >> 1;
+    return exp_mantissa(r) * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+}
+// e^x for x ≤ 0, e^-87 below -87; within 2 ulp.
+FASTVAE_INLINE Float exp_negative(Float x) {
+    x = at_least(constant<Float>(-87), x);
+    const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
+    const Float r = x - n * LN2_HIGH - n * LN2_LOW;
+    return exp_mantissa(r) * as_float((as_int(shifted) + (127 - MAGIC_BITS)) << 23);
+}
+FASTVAE_INLINE Float log_normal(Float x) { return log_normal_polynomial(x); }
+// log x for x ≥ 0, subnormals included; about -104 at 0.
+FASTVAE_INLINE Float log(Float x) {
+    const auto small = x < 1.17549435e-38f;
+    return log_normal_polynomial(small ? x * 8388608.0f : x) - (small ? Float{} + 15.942385f : Float{});
+}
+
+#endif
+
+}  // namespace FASTVAE_ISA
+}  // namespace fastvae

@@ -1,0 +1,100 @@
+// The noise contract (kernels/reference/noise.py): ε of element i is normal i mod 4 of Philox4x32-10 with the seed as key
+// and i / 4 as counter, through Box–Muller. One counter a number: one on a GPU thread, a register full on a CPU.
+#pragma once
+
+#include "math.h"
+
+namespace fastvae {
+namespace FASTVAE_ISA {
+
+#ifdef __CUDACC__
+using Word = uint32_t;
+using Normal = float;
+FASTVAE_MATH void multiply_wide(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+    const uint64_t product = static_cast<uint64_t>(a) * b;
+    high = static_cast<uint32_t>(product >> 32);
+    low = static_cast<uint32_t>(product);
+}
+FASTVAE_MATH float unsigned_to_float(uint32_t word) { return __uint2float_rn(word); }
+FASTVAE_MATH int as_signed(uint32_t word) { return static_cast<int>(word); }
+#else
+using Word = Unsigned;
+using Normal = Float;
+FASTVAE_INLINE void multiply_wide(Unsigned a, uint32_t b, Unsigned& high, Unsigned& low) {
+#ifdef __AVX2__
+    const __m256i factor = _mm256_set1_epi32(static_cast<int>(b)), words = (__m256i)a;
+    const __m256i even = _mm256_mul_epu32(words, factor);
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(words, 32), factor);
+    high = (Unsigned)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = (Unsigned)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+#else
+    low = a * b;
+    for (int k = 0; k < lanes_of<Float>::COUNT; ++k) high[k] = static_cast<uint32_t>(uint64_t{a[k]} * b >> 32);
+#endif
+}
+FASTVAE_INLINE Float unsigned_to_float(Unsigned word) { return __builtin_convertvector(word, Float); }
+FASTVAE_INLINE Int as_signed(Unsigned word) { return (Int)word; }
+#endif
+
+struct Normals {
+    Normal n0, n1, n2, n3;
+};
+
+// −2·log u for u in [2⁻³², 1], relative error 2⁻²³; a fitted polynomial shorter than that of math.h, which must do for all.
+FASTVAE_MATH Normal squared_radius(Normal u) {
+    const auto word = as_int(u);
+    const auto e = (word - 0x3f3504f3) >> 23;
+    const Normal r = as_float(word - (e << 23)) - 1.0f, square = r * r;
+    const Normal p = polynomial(r, constant<Normal>(0.08700361072), constant<Normal>(-0.1426747652),
+                                constant<Normal>(0.1491478675), constant<Normal>(-0.1657758598),
+                                constant<Normal>(0.1996306231), constant<Normal>(-0.2500133702),
+                                constant<Normal>(0.3333391077));
+    const Normal log = to_float(e) * 0.693147181f + (r + (r * square * p - 0.5f * square));
+    return -2.0f * log;
+}
+
+// Two normals. u = (r + 1)·2⁻³² is in (0, 1], so its logarithm is finite and at most 0. The angle 2π·r·2⁻³² is taken to
+// ±π/2 in integers, exactly; in the other half turn both normals change their sign. Polynomials fitted to 6e-8.
+FASTVAE_MATH void box_muller(Word radius_word, Word angle_word, Normal& cos_normal, Normal& sin_normal) {
+    const Normal radius = square_root(squared_radius((unsigned_to_float(radius_word) + 1.0f) * 0x1p-32f));
+    const Normal angle = to_float(as_signed(angle_word << 1)) * 7.314590396335798e-10f;  // π·2⁻³²
+    const Normal z = angle * angle;
+    const Normal sin = polynomial(z, constant<Normal>(2.600054796e-06), constant<Normal>(-0.0001980661521),
+                                  constant<Normal>(0.008333017292), constant<Normal>(-0.166666571)) * (z * angle) + angle;
+    const Normal cos = polynomial(z, constant<Normal>(2.319439028e-05), constant<Normal>(-0.001385592737),
+                                  constant<Normal>(0.04166398948), constant<Normal>(-0.4999993229),
+                                  constant<Normal>(1.0));
+    const auto turned = as_signed((angle_word + 0x40000000u) & 0x80000000u);
+    const Normal signed_radius = as_float(as_int(radius) ^ turned);
+    cos_normal = signed_radius * cos;
+    sin_normal = signed_radius * sin;
+}
+
+// The four normals of the counter (c0, c1, 0, 0).
+FASTVAE_MATH Normals normals(uint64_t seed, Word c0, Word c1) {
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    Word c2{}, c3{};
+#ifdef __CUDACC__
+#pragma unroll
+#else
+#pragma GCC unroll 10
+#endif
+    for (int round = 0; round < 10; ++round) {
+        Word high0, low0, high1, low1;
+        multiply_wide(c0, 0xD2511F53u, high0, low0);
+        multiply_wide(c2, 0xCD9E8D57u, high1, low1);
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    Normals result;
+    box_muller(c0, c1, result.n0, result.n1);
+    box_muller(c2, c3, result.n2, result.n3);
+    return result;
+}
+
+}  // namespace FASTVAE_ISA
+}  // namespace fastvae

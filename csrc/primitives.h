@@ -1,0 +1,65 @@
+// The primitives of kernels/__init__.py as the bindings call them: on a CPU here, on a GPU in cuda.h.
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include "work.h"
+
+namespace fastvae {
+
+enum Reduction : int { NO_LOSS = -1, NONE, EXAMPLE, SUM, MEAN, BATCHMEAN };
+
+// What a sum over the grid is multiplied by; NaN for a mean over nothing, as in torch.
+inline double reduction_weight(Reduction reduction, const Rows& grid) {
+    if (reduction != MEAN && reduction != BATCHMEAN) return 1;
+    const int64_t count = reduction == MEAN ? grid.total : grid.rows;
+    return count == 0 ? std::nan("") : 1.0 / static_cast<double>(count);
+}
+
+// Rows of `block` elements where every tensor is dense: for work that does not ask what example an element belongs to.
+inline void merge_rows(Reconstruction& work, int64_t block = ROW_BLOCK) {
+    const int64_t cols = work.grid.cols;
+    const bool by_element = work.upstream_by_element;
+    if (work.grid.rows != 1 && (work.recon_stride != cols || work.target_stride != cols ||
+                                (by_element && work.upstream_stride != cols))) {
+        return;
+    }
+    work.grid = {(work.grid.total + block - 1) / block, block, work.grid.total};
+    work.recon_stride = work.target_stride = block;
+    if (by_element) work.upstream_stride = block;
+}
+
+inline void merge_rows(Latent& work, int64_t block = ROW_BLOCK) {
+    const int64_t cols = work.grid.cols;
+    const bool prior = work.prior_mu != nullptr, by_element = work.by_element && work.upstream != nullptr;
+    if (work.grid.rows != 1 &&
+        (work.mu_stride != cols || work.scale_stride != cols ||
+         (prior && (work.prior_mu_stride != cols || work.prior_logvar_stride != cols)) ||
+         (by_element && work.upstream_stride != cols))) {
+        return;
+    }
+    work.grid = {(work.grid.total + block - 1) / block, block, work.grid.total};
+    work.mu_stride = work.scale_stride = work.prior_mu_stride = work.prior_logvar_stride = block;
+    if (by_element) work.upstream_stride = block;
+}
+
+// Where the three losses go, and the type (FLOAT32 or FLOAT64) of their sum.
+struct ELBO {
+    int type;
+    void *loss, *nll, *kl;
+};
+
+// Which host loops run: "avx2" or "baseline". A name chooses, so that a test can see both; "" only asks.
+std::string use_instructions(const std::string& name);
+
+// Each returns, where it says int, whether a value outside [0, 1] was seen that must not be.
+int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads);
+void reconstruction_backward(Reconstruction work, Reduction reduction, int threads);
+void latent_forward(Latent work, Reduction reduction, void* kl, int threads);
+void latent_backward(Latent work, Reduction reduction, int threads);
+int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
+                 int threads);
+void rescale(Rescale work, const void* upstream, int upstream_type, int threads);
+
+}  // namespace fastvae

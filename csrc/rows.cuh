@@ -1,0 +1,143 @@
+// How blocks share rows, and how their sums become a loss.
+//
+// An item is a segment of a row; a group of threads, a warp where rows are short and a block where they are long, takes one
+// item after another. Within an item every thread takes vectors of 16 bytes in turn; elements before and after the aligned
+// part go one at a time. Each item leaves one sum in scratch; a second, small kernel adds those up in a fixed order:
+// no atomics, the same bits every time.
+#pragma once
+
+#include <cub/block/block_reduce.cuh>
+#include <cub/warp/warp_reduce.cuh>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "cuda.h"
+
+namespace fastvae {
+namespace device {
+
+constexpr int THREADS = 256;
+constexpr int WARP = 32;
+
+struct Share {
+    int group;  // threads an item: WARP or THREADS
+    dim3 grid;  // segments of a row, and blocks that share the rows
+    int64_t segments() const { return grid.x; }
+};
+
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+// Makes the device of the tensors the current one for a launch.
+class OnDevice {
+  public:
+    explicit OnDevice(int device) : device_(device) {
+        check(cudaGetDevice(&previous_));
+        if (device_ != previous_) check(cudaSetDevice(device_));
+    }
+    ~OnDevice() {
+        if (device_ != previous_) cudaSetDevice(previous_);
+    }
+    OnDevice(const OnDevice&) = delete;
+
+  private:
+    int device_, previous_ = 0;
+};
+
+// Blocks that fill the device.
+inline int64_t full_device(int device) {
+    constexpr int DEVICES = 64;
+    static int processors[DEVICES] = {};  // 0: not asked yet; two threads that ask write the same
+    int unknown = 0;
+    int& count = device < DEVICES ? processors[device] : unknown;
+    if (count == 0) check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count * 8 < PARTIALS ? count * 8 : PARTIALS;
+}
+
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline Share share_rows(const Rows& grid, int vector, int device) {
+    const int64_t full = full_device(device);
+    const bool short_rows = grid.cols <= 512 || (grid.cols <= 2048 && grid.rows >= full);
+    Share share{};
+    share.group = short_rows ? WARP : THREADS;
+    int64_t segments = 1;
+    if (!short_rows) {
+        const int64_t wanted = ceil_divide(grid.cols, int64_t{THREADS} * vector * 4), room = full / grid.rows;
+        segments = wanted < room ? wanted : room > 1 ? room : 1;
+    }
+    const int64_t wanted = ceil_divide(grid.rows, THREADS / share.group), room = ceil_divide(full, segments);
+    share.grid = dim3(static_cast<unsigned>(segments), static_cast<unsigned>(wanted < room ? wanted : room));
+    return share;
+}
+
+// The part of an item a thread takes.
+struct Turn {
+    int64_t row, item, first, step;
+};
+
+// Calls body(turn) for every item of this thread's group.
+template <class BODY>
+__device__ __forceinline__ void for_items(const Rows& grid, int group, BODY body) {
+    const bool warps = group == WARP;
+    const int groups = warps ? THREADS / WARP : 1, place = warps ? threadIdx.x / WARP : 0;
+    const int lane = warps ? threadIdx.x % WARP : threadIdx.x;
+    const int64_t first = int64_t{blockIdx.x} * group + lane, step = int64_t{gridDim.x} * group;
+    for (int64_t row = int64_t{blockIdx.y} * groups + place; row < grid.rows; row += int64_t{gridDim.y} * groups) {
+        body(Turn{row, row * gridDim.x + blockIdx.x, first, step});
+    }
+}
+
+// Calls body(N, j) for the elements of a row that are this thread's turn: N = VECTOR from `head` on, where that is
+// allowed, and N = 1 for the rest.
+template <int VECTOR, class BODY>
+__device__ __forceinline__ void for_elements(const Turn& turn, int64_t end, int64_t head, bool vectors, BODY body) {
+    const int64_t whole = vectors && head < end ? (end - head) / VECTOR : 0;
+    for (int64_t k = turn.first; k < whole; k += turn.step) {
+        body(std::integral_constant<int, VECTOR>{}, head + k * VECTOR);
+    }
+    const int64_t left = end - whole * VECTOR, before = whole != 0 ? head : left;
+    for (int64_t k = turn.first; k < left; k += turn.step) {
+        body(std::integral_constant<int, 1>{}, k < before ? k : k + whole * VECTOR);
+    }
+}
+
+// Elements before the first one of `pointer` that lies on 16 bytes.
+template <int VECTOR, class T>
+__device__ __forceinline__ int64_t head_of(const T* pointer) {
+    constexpr int PER_PIECE = 16 / sizeof(T) < VECTOR ? 16 / sizeof(T) : VECTOR;
+    return (PER_PIECE - reinterpret_cast<uintptr_t>(pointer) / sizeof(T) % PER_PIECE) % PER_PIECE;
+}
+
+using BlockSum = cub::BlockReduce<double, THREADS>;
+using WarpSum = cub::WarpReduce<double>;
+union SumStorage {
+    typename BlockSum::TempStorage block;
+    typename WarpSum::TempStorage warps[THREADS / WARP];
+};
+
+// sums[item] = Σ value over the group; all its threads call.
+__device__ __forceinline__ void write_sum(SumStorage& storage, int group, const Turn& turn, double value, double* sums) {
+    if (group == WARP) {
+        const double total = WarpSum(storage.warps[threadIdx.x / WARP]).Sum(value);
+        if (threadIdx.x % WARP == 0) sums[turn.item] = total;
+        __syncwarp();
+    } else {
+        const double total = BlockSum(storage.block).Sum(value);
+        if (threadIdx.x == 0) sums[turn.item] = total;
+        __syncthreads();  // storage is used again
+    }
+}
+
+// Launch the loops over rows; each item leaves its sum in `sums`, and the number of items of a row is returned.
+int64_t sum_rows(const Reconstruction& work, const Queue& queue);
+int64_t sum_rows(const Latent& work, const Queue& queue);
+
+// The sums of items, `segments` for each of `rows` rows, to a loss of the reduction.
+void finish_sums(const double* sums, int64_t segments, int64_t rows, Reduction reduction, double weight, int type,
+                 void* loss, const Queue& queue);
+
+}  // namespace device
+}  // namespace fastvae

@@ -1,0 +1,72 @@
+// What Python asks for, in the words of kernels/__init__.py: a description of tensors that host and device loops share.
+// A tensor is an address and a row stride in elements; outputs are dense.
+#pragma once
+
+#include <cstdint>
+
+namespace fastvae {
+
+// Rows of `cols` elements, the last one short where `total` runs out.
+struct Rows {
+    int64_t rows, cols, total;
+};
+
+struct Reconstruction {
+    int likelihood, recon_type, target_type;
+    Rows grid;
+    const void* recon;
+    int64_t recon_stride;
+    const void* target;
+    int64_t target_stride;
+    double parameter;
+    double weight;  // of a row's gradient
+    void* grad;     // forward: null where no gradient is wanted
+    double* sums;   // Σ nll of each row; null: elementwise, or a backward
+    void* nll;      // elementwise nll
+    // Backward: one number a row (stride 1), one for all (0), in the type of the arithmetic; or one an element, in that
+    // of recon.
+    const void* upstream;
+    int64_t upstream_stride;
+    bool upstream_by_element;
+};
+
+struct Latent {
+    int type;
+    bool log_scale;
+    Rows grid;
+    const void* mu;
+    int64_t mu_stride;
+    const void* scale;
+    int64_t scale_stride;
+    const void* prior_mu;  // null: N(0, I)
+    int64_t prior_mu_stride;
+    const void* prior_logvar;
+    int64_t prior_logvar_stride;
+    const int64_t* seed;
+    int64_t samples;  // at least 1
+    double free_bits;
+    bool by_element;  // forward: kl is elementwise; backward: so is upstream
+    void* z;          // null: not wanted
+    void* kl;         // by_element only
+    double* sums;     // Σ kl of each row
+    // Backward
+    const void* grad_z;    // null: no gradient of z came in
+    const void* upstream;  // of kl, as above; null: none came in
+    int64_t upstream_stride;
+    double weight;
+    void* grad_mu;
+    void* grad_scale;
+    void* grad_prior_mu;
+    void* grad_prior_logvar;
+};
+
+constexpr int64_t ROW_BLOCK = 4096;  // elements of a row where tensors are dense: a multiple of every tile
+
+struct Rescale {
+    int type;
+    int64_t total;
+    void* gradient;
+    double factor;
+};
+
+}  // namespace fastvae

@@ -1,0 +1,24 @@
+"""Backend ``cpp``: the compiled loops on a CPU, on as many threads as torch uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import memory
+from . import native
+from .primitives import Primitives
+
+
+def _queue(_: Tensor, losses: int) -> tuple[tuple[int], None]:
+    return (torch.get_num_threads(),), None
+
+
+_primitives = Primitives(native, _queue, memory.advise)
+
+elbo_forward = _primitives.elbo_forward
+latent_backward = _primitives.latent_backward
+latent_forward = _primitives.latent_forward
+reconstruction_backward = _primitives.reconstruction_backward
+reconstruction_forward = _primitives.reconstruction_forward
+rescale_ = _primitives.rescale_

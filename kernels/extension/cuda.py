@@ -1,0 +1,65 @@
+"""Backend ``cuda``: the compiled kernels on the current stream of the tensors' device.
+
+Nothing waits for the device and nothing but torch allocates, so a CUDA graph can capture every op.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import native
+from .primitives import Primitives
+
+
+def _unavailable() -> str:
+    if not hasattr(native, "cuda"):
+        return "the extension was built without CUDA: no nvcc was found at install"
+    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+UNAVAILABLE = _unavailable()
+
+
+def _queue(tensor: Tensor, losses: int) -> tuple[tuple[int, int, int], Tensor | None]:
+    """Device, stream, and scratch memory for the sums of rows: torch's, so that a graph can capture it."""
+    device = tensor.get_device()
+    # the handle itself: torch.cuda.current_stream() would make an object around it at every call
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    if not losses:
+        return (device, stream, 0), None
+    sums = losses * max(tensor.shape[0], native.cuda.PARTIALS)
+    scratch = torch.empty(sums, dtype=torch.float64, device=tensor.device)
+    return (device, stream, scratch.data_ptr()), scratch
+
+
+def _target(recon: Tensor, target: Tensor) -> Tensor:
+    """Beside float64 the kernels know float64 only; other targets are for checking there, and converted first."""
+    if recon.dtype != torch.float64 or target.dtype == torch.float64:
+        return target
+    return target.double() if target.is_floating_point() else target.double() / 255
+
+
+class CUDAPrimitives(Primitives):
+    """As on a CPU, with the targets of float64."""
+
+    def reconstruction_forward(self, recon: Tensor, target: Tensor, **options: Any) -> list[Tensor]:
+        return super().reconstruction_forward(recon, _target(recon, target), **options)
+
+    def reconstruction_backward(self, grad_nll: Tensor, recon: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return super().reconstruction_backward(grad_nll, recon, _target(recon, target), **options)
+
+    def elbo_forward(self, recon: Tensor, target: Tensor, *latent: Tensor, **options: Any) -> list[Tensor]:
+        return super().elbo_forward(recon, _target(recon, target), *latent, **options)
+
+
+_primitives = CUDAPrimitives(getattr(native, "cuda", None), _queue, lambda output: output)
+
+elbo_forward = _primitives.elbo_forward
+latent_backward = _primitives.latent_backward
+latent_forward = _primitives.latent_forward
+reconstruction_backward = _primitives.reconstruction_backward
+reconstruction_forward = _primitives.reconstruction_forward
+rescale_ = _primitives.rescale_

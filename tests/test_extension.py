@@ -1,0 +1,220 @@
+"""The compiled extension: what it links to, what its kernels came out as, and that every install succeeds.
+
+The ops themselves are in the table of ``test_ops.py``, where ``cpp`` is one of the backends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastvae
+
+from table import DTYPES, OPS, REDUCTIONS
+from test_ops import check
+
+ROOT = Path(__file__).parent.parent
+BUILT = fastvae.backends()["cpp"].available
+pytestmark = pytest.mark.skipif(not BUILT, reason=f"extension: {fastvae.backends()['cpp'].reason}")
+
+
+def native():
+    from fastvae import _C
+
+    return _C
+
+
+def run(*command: str, **options) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def tool(name: str, *folders: Path) -> str:
+    """Path of a program, or the test is skipped by its name."""
+    path = shutil.which(name, path=os.pathsep.join([*map(str, folders), os.environ["PATH"]]))
+    if path is None:
+        pytest.skip(f"no {name}")
+    return path
+
+
+def cuobjdump() -> str:
+    """From a CUDA toolkit, or the one Triton brings along."""
+    triton = find_spec("triton")
+    folders = [Path(triton.origin).parent / "backends/nvidia/bin"] if triton and triton.origin else []
+    return tool("cuobjdump", *folders)
+
+
+def built_for_cuda() -> str:
+    if not hasattr(native(), "cuda"):
+        pytest.skip("no nvcc when the extension was built")
+    return native().__file__
+
+
+def test_it_links_to_nothing_of_pytorch() -> None:
+    """And shows nothing but its entry point: what it brings along cannot be taken for another library's."""
+    nm, library = tool("nm"), native().__file__
+    undefined = run(nm, "-D", "-C", "--undefined-only", library)
+    assert "PyObject" in undefined or "Py_" in undefined, "these must be the symbols of a Python extension"
+    assert not re.search(r"torch|c10|\bat::|GOMP|cudart|U cuda[A-Z]", undefined)
+    exported = re.findall(r" [TDBRWV] (\S+)", run(nm, "-D", "--defined-only", library))
+    assert exported == ["PyInit__C"]
+
+
+def test_it_loads_without_pytorch() -> None:
+    code = (
+        "import importlib.util, sys;"
+        f"spec = importlib.util.spec_from_file_location('_C', {native().__file__!r});"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module);"
+        "print(module.instructions() != '' and 'torch' not in sys.modules)"
+    )
+    assert run(sys.executable, "-c", code).strip() == "True"
+
+
+def test_errors_are_python_errors() -> None:
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match="dtype code"):
+        native().rescale(9, 1, one.data_ptr(), torch.zeros(1).data_ptr(), 1, 1)
+    with pytest.raises(ValueError, match="likelihood code"):
+        native().reconstruction_forward(
+            7, 0.0, 1, 1, 1, 1, one.data_ptr(), 1, one.data_ptr(), 1, 0, 2, one.data_ptr(), 1
+        )
+    with pytest.raises(ValueError, match="target must be uint8, float32"):
+        native().reconstruction_forward(
+            0, 0.0, 1, 2, 1, 1, one.data_ptr(), 1, one.data_ptr(), 1, 0, 2, one.data_ptr(), 1
+        )
+    with pytest.raises(ValueError, match="instructions must be"):
+        native().instructions("sse9")
+
+
+@pytest.fixture(params=["baseline", "avx2"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native().instructions()
+    try:
+        native().instructions(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    native().instructions(before)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(instructions: str, dtype: torch.dtype, reduction: str) -> None:
+    assert native().instructions() == instructions
+    with fastvae.use_backend("cpp"):
+        for op in OPS.values():
+            check(op, op.inputs(3, 77), dtype, reduction)
+
+
+def test_every_half_precision_number(instructions: str) -> None:
+    """Read, doubled or divided, rounded: the bits torch gets, for each of the 65536, subnormals and NaN included."""
+    words = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16)
+    for dtype in (torch.bfloat16, torch.float16):
+        for factor in (2.0, 0.5, 1 / 3, 1e-3, -1.0):
+            numbers = words.view(dtype)
+            want = (numbers.float() * factor).to(dtype)
+            got = numbers.clone()
+            with fastvae.use_backend("cpp"):
+                fastvae.ops.rescale_(got, torch.tensor(factor))
+            same = (got.view(torch.int16) == want.view(torch.int16)) | (got.isnan() & want.isnan())
+            assert same.all(), f"{dtype} times {factor}: {numbers[~same][:5]} → {got[~same][:5]}, not {want[~same][:5]}"
+
+
+def test_noise_is_the_same_for_every_instruction_set() -> None:
+    """To the last bits, which fused multiply-adds change."""
+    zeros, before, seen = torch.zeros(100, 1001), native().instructions(), []
+    try:
+        for name in {"baseline", before}:
+            native().instructions(name)
+            with fastvae.use_backend("cpp"):
+                seen.append(fastvae.reparameterize(zeros, zeros, seed=3))
+    finally:
+        native().instructions(before)
+    for z in seen[1:]:
+        torch.testing.assert_close(z, seen[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_threads_survive_a_fork() -> None:
+    """Without help from a DataLoader, which sets workers to one thread: the child uses two, as the parent did."""
+    code = """
+import os, signal, torch, fastvae
+torch.set_num_threads(2)
+zeros = torch.zeros(256, 4096)
+with fastvae.use_backend("cpp"):
+    here = fastvae.reparameterize(zeros, zeros, seed=1)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # and nothing of torch's own, which would wait for threads the child has not got
+        os._exit(0 if (here.numpy() == fastvae.reparameterize(zeros, zeros, seed=1).numpy()).all() else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(sys.executable, "-c", code).strip() == "0"
+
+
+def test_no_kernel_spills_or_has_a_stack() -> None:
+    library = built_for_cuda()
+    usage = run(cuobjdump(), "--dump-resource-usage", "-arch", "sm_90", library)
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert len(kernels) > 100
+    assert [k for k in kernels if k[2] != "0" or k[3] != "0"] == []
+
+
+def test_kernels_move_16_bytes_at_a_time() -> None:
+    sass = run(cuobjdump(), "-sass", "-arch", "sm_90", built_for_cuda())
+    kernels = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass, re.DOTALL))
+    streaming = {name: body for name, body in kernels.items() if "finish" not in name}
+    assert len(streaming) > 100
+    for name, body in streaming.items():
+        assert "LDG.E.128" in body, name
+        assert "STG.E.128" in body, name
+        assert not re.search(r"\b(LDL|STL)\b", body), name
+
+
+def copy_of_the_sources(folder: Path) -> Path:
+    shutil.copytree(
+        ROOT, folder, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "runs", "__pycache__")
+    )
+    return folder
+
+
+def install(sources: Path, target: Path, **environment: str) -> str:
+    command = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    return run(*command, "--target", str(target), str(sources), env={**os.environ, **environment})
+
+
+def backends_of(target: Path) -> str:
+    # an editable install would lend the package the extension it lacks
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'ditable' not in repr(f)];"
+    code += "import fastvae; print({n: s.available or s.reason for n, s in fastvae.backends().items()})"
+    return run(sys.executable, "-c", code, cwd=str(target), env={**os.environ, "PYTHONPATH": str(target)})
+
+
+def test_install_without_a_compiler(tmp_path: Path) -> None:
+    sources = copy_of_the_sources(tmp_path / "sources")
+    said = install(sources, tmp_path / "site", CC="/nonexistent/cc", CXX="/nonexistent/c++", CUDA_HOME="/nonexistent")
+    assert said.count("fastvae: ") - said.count("fastvae: filename") == 1
+    assert "no compiled extension, the other backends serve" in said
+    assert not list((tmp_path / "site/fastvae").glob("_C*.so"))
+    assert "an install builds it where it finds a C++ compiler" in backends_of(tmp_path / "site")
+
+
+@pytest.mark.slow
+def test_install_without_nvcc(tmp_path: Path) -> None:
+    sources = copy_of_the_sources(tmp_path / "sources")
+    said = install(sources, tmp_path / "site", CUDA_HOME="/nonexistent")
+    assert said.count("fastvae: ") - said.count("fastvae: filename") == 1
+    assert "built for the CPU only: no nvcc in /nonexistent/bin" in said
+    serving = backends_of(tmp_path / "site")
+    assert "'cpp': True" in serving
+    assert "'cuda': 'the extension was built without CUDA" in serving
