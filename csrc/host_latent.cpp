@@ -121,21 +121,27 @@ int forward(const Latent& work, int64_t first, int64_t last) {
     alignas(32) Scalar std_tile[TILE + WORDS];
     T* const z = static_cast<T*>(work.z);
     T* const kl_out = static_cast<T*>(work.kl);
-    const V floor = constant<V>(work.free_bits);
-    const bool floored = work.free_bits > 0;
+    const V floor = constant<V>(work.free_bits > 0 ? work.free_bits : -HUGE_VAL);
+    const bool by_element = work.by_element;
     const int64_t seed = WITH_Z ? *work.seed : 0;
     for (int64_t row = first; row < last; ++row) {
         double row_sum = 0;
         for_tiles<T, LOG_SCALE, WITH_PRIOR>(work, row, [&](const auto& tile) FASTVAE_LAMBDA {
             V tile_sum{};
             walk<T>(tile.count, [&](auto access, int j, int n) FASTVAE_LAMBDA {
-                const V scale = access.get(tile.scale + j, n), std = std_of<LOG_SCALE>(scale);
-                if constexpr (WITH_Z) store(std_tile + j, std);
+                const V scale = access.get(tile.scale + j, n);
+                V var;
+                if constexpr (WITH_Z) {
+                    const V std = std_of<LOG_SCALE>(scale);
+                    store(std_tile + j, std);
+                    var = std * std;
+                } else {
+                    var = var_of<LOG_SCALE>(scale);
+                }
                 if constexpr (WITH_KL) {
                     const V mu = access.get(tile.mu + j, n);
-                    V kl = kl_element<LOG_SCALE>(mu, scale, std * std, tile.prior(access, j, n));
-                    if (floored) kl = kl < floor ? floor : kl;
-                    if (work.by_element) access.put(kl_out + tile.flat + j, n, kl);
+                    const V kl = at_least(floor, kl_element<LOG_SCALE>(mu, scale, var, tile.prior(access, j, n)));
+                    if (by_element) access.put(kl_out + tile.flat + j, n, kl);
                     else tile_sum += access.of_sum(n, kl);
                 }
             });

@@ -25,6 +25,13 @@ FASTVAE_MATH V std_of(V scale) {
     else return scale;
 }
 
+// σ² where σ itself is not wanted.
+template <bool LOG_SCALE, class V>
+FASTVAE_MATH V var_of(V scale) {
+    if constexpr (LOG_SCALE) return exp(scale);
+    else return scale * scale;
+}
+
 template <bool LOG_SCALE, class V>
 FASTVAE_MATH V kl_element(V mu, V scale, V var, const Prior<V>& prior) {
     const V d = mu - prior.mu;
