@@ -1,16 +1,16 @@
 """Where the microseconds of a small ``elbo_loss``, forward + backward, go: timed layer by layer, from the inside out.
 
-The whole call, then the same operators without checks and autograd, then the backend's functions without the
-dispatcher, then those on one element: what remains of them is host code, and what size adds is the kernel.
+The whole call, then the same primitives without checks and autograd, then without choosing who runs them, then those on
+one element: what remains of them is host code, and what size adds is the kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastvae import functional, ops
 from fastvae.backends import backend_for
@@ -25,23 +25,28 @@ RECONSTRUCTION = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction
 def measure(work: Work, device: str, budget: float = 4.0) -> dict[str, float]:
     """Seconds in each part; they add up to the first."""
     kind = torch.device(device).type
+    backend = backend_for(kind)
+
+    def chosen(*_: Tensor) -> Any:
+        return backend
+
     layers = {
         "call": _call(work, device),
-        "operators": _primitives(ops, work, device),
-        "backend": _primitives(backend_for(kind), work, device),
-        "one element": _primitives(backend_for(kind), work._replace(shape=(1, 1), latent=1), device),
+        "dispatch": _primitives(ops.primitives, work, device),
+        "backend": _primitives(chosen, work, device),
+        "one element": _primitives(chosen, work._replace(shape=(1, 1), latent=1), device),
     }
     times = {name: median(t) for name, t in interleaved(layers, kind, budget=budget).items()}
     return {
         "whole call": times["call"],
-        "of which Python: checks and autograd": times["call"] - times["operators"],
-        "of which dispatch: torch.library": times["operators"] - times["backend"],
+        "of which Python: checks and autograd": times["call"] - times["dispatch"],
+        "of which dispatch: who runs it": times["dispatch"] - times["backend"],
         "of which the backend's host code": times["one element"],
         "of which kernels: what size adds": times["backend"] - times["one element"],
     }
 
 
-def _inputs(work: Work, device: str) -> list[torch.Tensor]:
+def _inputs(work: Work, device: str) -> list[Tensor]:
     return OPS[work.op].inputs(work, torch.Generator(device).manual_seed(0))
 
 
@@ -51,18 +56,18 @@ def _call(work: Work, device: str) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(functional.elbo_loss(recon, target, mu, logvar).loss, leaves)
 
 
-def _primitives(layer: Any, work: Work, device: str) -> Callable[[], Any]:
-    """What ``autograd.ELBO`` calls, in order, of ``layer``: the operators or a backend."""
+def _primitives(choose: Callable[..., Any], work: Work, device: str) -> Callable[[], Any]:
+    """What ``autograd.ELBO`` calls, in order, of the backend that was chosen."""
     recon, target, mu, logvar = _inputs(work, device)
-    run = SimpleNamespace(elbo=layer.elbo_forward, rescale=layer.rescale_, latent=layer.latent_backward)
     one = torch.ones((), device=device)
 
     def call() -> None:
         with torch.no_grad():
-            _, _, _, gradient = run.elbo(
+            run = choose(recon, target, mu, logvar)
+            _, _, _, gradient = run.elbo_forward(
                 recon, target, mu, logvar, **RECONSTRUCTION, log_scale=True, beta=1.0, free_bits=0.0
             )
-            run.rescale(gradient, one)
-            run.latent(None, one, mu, logvar, None, None, None, **LATENT)
+            run.rescale_(gradient, one)
+            run.latent_backward(None, one, mu, logvar, None, None, None, **LATENT)
 
     return call

@@ -18,9 +18,8 @@ struct BernoulliLogits {
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
-        const V one = constant<V>(1), zero = constant<V>(0);
-        const V a = exp_negative(negative_absolute(y)), factor = one + a, inverse = divide(one, factor);
-        return {positive_part(y) - y * x, factor, (y >= zero ? inverse : a * inverse) - x};
+        const V one = constant<V>(1), a = exp_negative(negative_absolute(y)), factor = one + a;
+        return {positive_part(y) - y * x, factor, if_negative(y, a, one) * reciprocal_above_one(factor) - x};
     }
     // For elementwise output: what 1 + a rounds away of a small a is put back.
     template <class V>

@@ -89,6 +89,20 @@ template <class V>
 FASTVAE_INLINE V positive_part(V x) {
     return at_least(V{}, x);
 }
+// a where the sign bit of x is set, else b.
+FASTVAE_INLINE Double if_negative(Double x, Double a, Double b) { return (Long)x < 0 ? a : b; }
+FASTVAE_INLINE Double reciprocal_above_one(Double x) { return 1.0 / x; }
+#ifdef __AVX2__
+FASTVAE_INLINE Float if_negative(Float x, Float a, Float b) { return _mm256_blendv_ps(b, a, x); }
+// 1/x for x ≥ 1, within 2 ulp: the processor's 12 bits and one step of Newton's, a third of a division's time.
+FASTVAE_INLINE Float reciprocal_above_one(Float x) {
+    const Float guess = _mm256_rcp_ps(x);
+    return guess + guess * (1.0f - x * guess);
+}
+#else
+FASTVAE_INLINE Float if_negative(Float x, Float a, Float b) { return (Int)x < 0 ? a : b; }
+FASTVAE_INLINE Float reciprocal_above_one(Float x) { return 1.0f / x; }
+#endif
 FASTVAE_INLINE Float divide(Float a, Float b) { return a / b; }
 FASTVAE_INLINE Double divide(Double a, Double b) { return a / b; }
 FASTVAE_INLINE Float square_root(Float x) {

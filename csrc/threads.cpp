@@ -9,6 +9,7 @@
 #include <thread>
 
 #ifndef _WIN32
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -77,12 +78,31 @@ class Pool {
 
 // Never destroyed: helpers sleep in it until the process ends. A forked child has no helpers, so it makes a pool of its own.
 std::atomic<Pool*> current{nullptr};
+std::atomic<bool> forked{false};
 
-Pool& pool() {
+void watch_forks() {
 #ifndef _WIN32
-    static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
+    static const int registered = pthread_atfork(nullptr, nullptr, [] {
+        current.store(nullptr);
+        forked.store(true);
+    });
     (void)registered;
 #endif
+}
+
+// How GNU's, LLVM's and Intel's OpenMP start a parallel region; null where the process has none of them.
+using Parallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+
+Parallel openmp() {
+#ifdef _WIN32
+    return nullptr;
+#else
+    static const auto found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return found;
+#endif
+}
+
+Pool& pool() {
     Pool* made = current.load();
     if (made == nullptr) {
         Pool* fresh = new Pool;
@@ -99,7 +119,14 @@ int run_rows(Piece piece, const void* work, int64_t rows, int64_t cost, int thre
     const int64_t share = std::min({static_cast<int64_t>(threads), rows, worth});
     if (share <= 1) return rows > 0 ? piece(work, 0, rows) : 0;
     Job job{piece, work, rows, std::max<int64_t>(1, rows / (share * PIECES))};
-    pool().run(job, static_cast<int>(share) - 1);
+    watch_forks();
+    const Parallel parallel = openmp();
+    if (parallel != nullptr && !forked) {
+        // all threads, as torch asks: GNU's runtime ends those that one region does without
+        parallel([](void* data) { static_cast<Job*>(data)->work_off(); }, &job, static_cast<unsigned>(threads), 0);
+    } else {
+        pool().run(job, static_cast<int>(share) - 1);
+    }
     return job.flags;
 }
 

@@ -1,5 +1,10 @@
 """One ``torch.autograd.Function`` per op: which primitive runs forward, which backward, and what is kept between.
 
+Each is said once, for two ways to run it: as torch's tracers and transforms want it, and directly (:func:`apply`).
+``run(primitives, *tensors, *options)`` computes, ``setup_context`` keeps, ``gradients(ctx, primitives, again, *grads)``
+returns the gradients of the tensors; ``again`` says that those will be differentiated or vmapped, and ``primitives``
+are plain torch.
+
 Three rules hold for each of them:
 
 * Under ``create_graph=True`` the backward is the reference expression, which torch can differentiate again.
@@ -24,41 +29,52 @@ from .kernels.layout import TOTAL_REDUCTIONS
 from .kernels.reference import latent as reference_latent
 from .kernels.reference import reconstruction as reference_reconstruction
 
+_transforms_active = torch._C._are_functorch_transforms_active
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
-    """``function.apply(*args)``; in plain eager mode by a class that spares a call 100 µs.
 
-    A Function with ``setup_context``, which transforms and tracers need, binds its arguments through ``inspect`` at
-    every call.
+def apply(
+    function: type[torch.autograd.Function], tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """``function.apply(*tensors, *options)``; in plain eager mode by a class that spares a call 100 µs.
+
+    A Function with ``setup_context`` binds its arguments through ``inspect`` at every call.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return _direct(function).apply(*args)
+    if torch.compiler.is_dynamo_compiling() or _transforms_active():
+        return function.apply(*tensors, *options)
+    # a tensor may come out of a transform that has ended
+    alive = [t if t is None else _unwrap_if_dead(t) for t in tensors]
+    return _direct(function)(*alive, options)
 
 
 @functools.cache
-def _direct(function: Any) -> Any:
+def _direct(function: Any) -> Callable[..., tuple[Tensor, ...]]:
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        outputs = function.forward(*args)
-        function.setup_context(ctx, args, outputs)
-        ctx.backend = backends.asked_for()
-        return outputs
+        *tensors, options = args
+        ctx.primitives, ctx.backend = ops.primitives(*tensors), backends.asked_for()
+        outputs = function.run(ctx.primitives, *tensors, *options)
+        function.setup_context(ctx, (*tensors, *options), outputs)
+        return outputs[: function.LOSSES]
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.backend == backends.asked_for():
-            return function.backward(ctx, *grads)
+        if torch.is_grad_enabled() or _transforms_active():  # create_graph=True, or vmapped upstream gradients
+            return *function.gradients(ctx, reference, True, *grads), None
+        if ctx.primitives is not ops.OPERATORS and not ops.listened_to():
+            return *function.gradients(ctx, ctx.primitives, False, *grads), None
         with backends.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
-            return function.backward(ctx, *grads)
+            return *function.gradients(ctx, ops.OPERATORS, False, *grads), None
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(function.__name__, (torch.autograd.Function,), members)
+    direct: Any = type(function.__name__, (torch.autograd.Function,), members)
+    return super(torch.autograd.Function, direct).apply  # Function's own looks for what is not here
 
 
-def _needs_reference(tensor: Tensor) -> bool:
-    """Whether this backward must be plain torch: to be differentiated again (``create_graph=True``) or transformed."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+def _traced_gradients(function: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The backward of a Function that is transformed; or traced, then in grad mode without being differentiated."""
+    again = not torch.compiler.is_dynamo_compiling() and (torch.is_grad_enabled() or _is_wrapped(ctx.saved_tensors[0]))
+    gradients: tuple[Tensor | None, ...] = function.gradients(ctx, reference if again else ops.OPERATORS, again, *grads)
+    return gradients
 
 
 def _vmapped(function: Callable[..., Any], in_dims: tuple, args: tuple) -> tuple[Any, Any]:
@@ -68,41 +84,45 @@ def _vmapped(function: Callable[..., Any], in_dims: tuple, args: tuple) -> tuple
 
 def _keep_gradient(ctx: Any, saved: tuple, gradient: list[Tensor]) -> None:
     """Keep the gradient the forward wrote: as an attribute, which a backward can take away, unless tracing."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         ctx.save_for_backward(*saved, *gradient)
     else:
         ctx.save_for_backward(*saved)
         ctx.gradient = gradient
 
 
-def _take_gradient(ctx: Any, traced: list[Tensor], upstream: Tensor) -> Tensor | None:
+def _take_gradient(ctx: Any, primitives: Any, traced: list[Tensor], upstream: Tensor) -> Tensor | None:
     """The kept gradient times ``upstream``, once; None if there is none (any more)."""
     if traced:
         return (traced[0] * upstream).to(traced[0].dtype)
     gradient = ctx.__dict__.pop("gradient", None)
     if not gradient:
         return None
-    ops.rescale_(gradient[0], upstream)
+    primitives.rescale_(gradient[0], upstream)
     return gradient[0]
 
 
 class Reconstruction(torch.autograd.Function):
     """``(recon, target)`` → ``(nll, *gradient)``; the target's own gradient always is the reference's."""
 
+    LOSSES = 1  # of the outputs, those for the caller
+
     @staticmethod
-    def forward(
-        recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+    def run(
+        primitives: Any,
+        recon: Tensor,
+        target: Tensor,
+        likelihood: str,
+        parameter: float,
+        reduction: str,
+        with_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        return tuple(
-            ops.reconstruction_forward(
-                recon,
-                target,
-                likelihood=likelihood,
-                parameter=parameter,
-                reduction=reduction,
-                with_gradient=with_gradient,
-            )
-        )
+        options = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
+        return tuple(primitives.reconstruction_forward(recon, target, **options, with_gradient=with_gradient))
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return Reconstruction.run(ops.OPERATORS, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -114,12 +134,18 @@ class Reconstruction(torch.autograd.Function):
         _keep_gradient(ctx, (recon, target), gradient)
 
     @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(
+        ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
         if grad_nll is None:
-            return (None,) * 6
+            return None, None
         recon, target, *traced = ctx.saved_tensors
-        grads = _reconstruction_gradients(ctx, grad_nll, recon, target, traced, ctx.options)
-        return *grads, None, None, None, None
+        needed = ctx.needs_input_grad
+        return _reconstruction_gradients(ctx, primitives, again, needed, grad_nll, recon, target, traced, ctx.options)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_traced_gradients(Reconstruction, ctx, *grads), *(None,) * 4
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, recon: Tensor, target: Tensor, *options: Any) -> tuple[Any, Any]:
@@ -145,17 +171,22 @@ def _reconstruction_expression(
 
 
 def _reconstruction_gradients(
-    ctx: Any, grad_nll: Tensor, recon: Tensor, target: Tensor, traced: list[Tensor], options: dict[str, Any]
+    ctx: Any,
+    primitives: Any,
+    again: bool,
+    needed: tuple[bool, ...],
+    grad_nll: Tensor,
+    recon: Tensor,
+    target: Tensor,
+    traced: list[Tensor],
+    options: dict[str, Any],
 ) -> tuple[Tensor | None, Tensor | None]:
     grad_recon = grad_target = None
-    if ctx.needs_input_grad[0]:
-        if _needs_reference(recon):
-            grad_recon = reference.reconstruction_backward(grad_nll, recon, target, **options)
-        else:
-            grad_recon = _take_gradient(ctx, traced, grad_nll)
-            if grad_recon is None:
-                grad_recon = ops.reconstruction_backward(grad_nll, recon, target, **options)
-    if ctx.needs_input_grad[1]:
+    if needed[0]:
+        grad_recon = None if again else _take_gradient(ctx, primitives, traced, grad_nll)
+        if grad_recon is None:
+            grad_recon = primitives.reconstruction_backward(grad_nll, recon, target, **options)
+    if needed[1]:
         grad_target = _target_gradient(grad_nll, recon, target, options)
     return grad_recon, grad_target
 
@@ -172,8 +203,11 @@ def _target_gradient(grad_nll: Tensor, recon: Tensor, target: Tensor, options: d
 class Latent(torch.autograd.Function):
     """``(mu, scale, prior_mu, prior_logvar)`` → ``([z], [kl])``; noise is drawn again in the backward, never kept."""
 
+    LOSSES = None  # every output
+
     @staticmethod
-    def forward(
+    def run(
+        primitives: Any,
         mu: Tensor,
         scale: Tensor,
         prior_mu: Tensor | None,
@@ -185,7 +219,11 @@ class Latent(torch.autograd.Function):
         reduction: str,
     ) -> tuple[Tensor, ...]:
         options = {"log_scale": log_scale, "samples": samples, "free_bits": free_bits, "reduction": reduction}
-        return tuple(ops.latent_forward(mu, scale, seed, prior_mu, prior_logvar, **options))
+        return tuple(primitives.latent_forward(mu, scale, seed, prior_mu, prior_logvar, **options))
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return Latent.run(ops.OPERATORS, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -195,16 +233,19 @@ class Latent(torch.autograd.Function):
         ctx.save_for_backward(mu, scale, seed, prior_mu, prior_logvar)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, primitives: Any, again: bool, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         mu, scale, seed, prior_mu, prior_logvar = ctx.saved_tensors
         grad_z = grads[0] if seed is not None else None
         grad_kl = grads[-1] if ctx.options["reduction"] else None
         if grad_z is None and grad_kl is None:
-            return (None,) * 9
-        backward = reference.latent_backward if _needs_reference(mu) else ops.latent_backward
-        gradients = backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, **ctx.options)
+            return (None,) * 5
+        gradients = primitives.latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, **ctx.options)
         needed = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)]
-        return *needed, *(None,) * (9 - len(needed))
+        return *needed, *(None,) * (5 - len(needed))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_traced_gradients(Latent, ctx, *grads), *(None,) * 4
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
@@ -233,8 +274,11 @@ class Latent(torch.autograd.Function):
 class ELBO(torch.autograd.Function):
     """``(recon, target, mu, scale)`` → ``(loss, reconstruction, kl, *gradient)``, one launch."""
 
+    LOSSES = 3
+
     @staticmethod
-    def forward(
+    def run(
+        primitives: Any,
         recon: Tensor,
         target: Tensor,
         mu: Tensor,
@@ -248,7 +292,7 @@ class ELBO(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[Tensor, ...]:
         return tuple(
-            ops.elbo_forward(
+            primitives.elbo_forward(
                 recon,
                 target,
                 mu,
@@ -264,6 +308,10 @@ class ELBO(torch.autograd.Function):
         )
 
     @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return ELBO.run(ops.OPERATORS, *args)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         recon, target, mu, scale, likelihood, parameter, log_scale, beta, free_bits, reduction, _ = inputs
         _, _, _, *gradient = output
@@ -275,20 +323,31 @@ class ELBO(torch.autograd.Function):
         _keep_gradient(ctx, (recon, target, mu, scale), gradient)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_loss: Tensor | None, grad_nll: Tensor | None, grad_kl: Tensor | None, *_: Tensor
+    def gradients(
+        ctx: Any,
+        primitives: Any,
+        again: bool,
+        grad_loss: Tensor | None,
+        grad_nll: Tensor | None,
+        grad_kl: Tensor | None,
+        *_: Tensor,
     ) -> tuple[Tensor | None, ...]:
         recon, target, mu, scale, *traced = ctx.saved_tensors
         weighted = grad_loss if grad_loss is None or ctx.beta == 1 else grad_loss * ctx.beta
         grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
         grad_recon = grad_target = grad_mu = grad_scale = None
+        needed = ctx.needs_input_grad
         if grad_nll is not None:
-            gradients = _reconstruction_gradients(ctx, grad_nll, recon, target, traced, ctx.reconstruction)
-            grad_recon, grad_target = gradients
-        if grad_kl is not None and any(ctx.needs_input_grad[2:4]):
-            backward = reference.latent_backward if _needs_reference(mu) else ops.latent_backward
-            grad_mu, grad_scale = backward(None, grad_kl, mu, scale, None, None, None, **ctx.latent)
-        return grad_recon, grad_target, grad_mu, grad_scale, *(None,) * 7
+            grad_recon, grad_target = _reconstruction_gradients(
+                ctx, primitives, again, needed, grad_nll, recon, target, traced, ctx.reconstruction
+            )
+        if grad_kl is not None and (needed[2] or needed[3]):
+            grad_mu, grad_scale = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, **ctx.latent)
+        return grad_recon, grad_target, grad_mu, grad_scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_traced_gradients(ELBO, ctx, *grads), *(None,) * 7
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:

@@ -40,7 +40,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
-    "cpu": ("numba",),
+    "cpu": ("cpp", "numba"),
     "cuda": ("triton",),
 }
 
@@ -143,11 +143,12 @@ def backend_for(device_type: str) -> ModuleType:
     Raises:
         RuntimeError: the backend asked for by ``use_backend`` or ``FASTVAE_BACKEND`` cannot.
     """
-    return _serving(backend_name(device_type), device_type)
+    return _serving(_forced.get(), device_type)
 
 
 @functools.cache
-def _serving(name: str, device_type: str) -> ModuleType:
+def _serving(forced: str | None, device_type: str) -> ModuleType:
+    name = forced or _default(device_type)
     module = load(_known(name))
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} is not available: {module}")

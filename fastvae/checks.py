@@ -9,6 +9,7 @@ from torch import Tensor
 
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DATA = (*FLOATS, torch.uint8)
 
 
 def tensor(name: str, value: object) -> Tensor:
@@ -26,12 +27,13 @@ def target(value: object, recon_name: str, recon: Tensor) -> Tensor:
     """``value`` if it is data for ``recon``: of its shape and device, floating point or uint8."""
     if not isinstance(value, Tensor):
         raise TypeError(f"target must be a tensor, got {type(value).__name__}")
-    if value.dtype not in (*FLOATS, torch.uint8):
+    if value.dtype not in DATA:
         raise TypeError(f"target must be floating point, or uint8 meaning x/255, got {_dtype(value)}")
     same_place(recon_name, recon, "target", value)
-    if value.dtype in (recon.dtype, torch.uint8, torch.float32) and recon.dtype != torch.float64:
+    dtype = value.dtype
+    if dtype in (recon.dtype, torch.uint8) or (dtype == torch.float32 and recon.dtype != torch.float64):
         return value
-    return value if value.dtype == torch.uint8 else value.to(recon.dtype)
+    return value.to(recon.dtype)
 
 
 def same_place(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
@@ -79,6 +81,8 @@ def one_dtype(
     mu: Tensor, scale: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """All of them in the dtype they promote to."""
+    if prior_mu is None and mu.dtype == scale.dtype:
+        return mu, scale, None, None
     dtype = torch.promote_types(mu.dtype, scale.dtype)
     if prior_mu is None or prior_logvar is None:
         return mu.to(dtype), scale.to(dtype), None, None

@@ -49,7 +49,7 @@ def _latent(
     mu, scale, prior_mu, prior_logvar = checks.one_dtype(mu, scale, *checks.prior(mu, prior_mu, prior_logvar))
     free_bits = checks.number("free_bits", free_bits, 0)
     return autograd.apply(
-        autograd.Latent, mu, scale, prior_mu, prior_logvar, seed, log_scale, samples, free_bits, reduction
+        autograd.Latent, (mu, scale, prior_mu, prior_logvar, seed), (log_scale, samples, free_bits, reduction)
     )
 
 
@@ -180,7 +180,8 @@ def _reconstruction(
     reduction = checks.reduction(reduction)
     recon, target, undo = _dense(recon, target, reduction)
     with_gradient = autograd.one_pass(recon, reduction)
-    nll = autograd.apply(autograd.Reconstruction, recon, target, likelihood, parameter, reduction, with_gradient)[0]
+    options = likelihood, parameter, reduction, with_gradient
+    nll = autograd.apply(autograd.Reconstruction, (recon, target), options)[0]
     return nll if undo is None else nll.permute(undo)
 
 
@@ -352,7 +353,7 @@ def elbo_loss(
     target = checks.target(target, "recon", recon)
     mu = checks.tensor("mu", mu)
     scale, log_scale = checks.scale(mu, logvar, std)
-    if mu.shape[0] != recon.shape[0]:
+    if mu.size(0) != recon.size(0):
         raise ValueError(f"mu must have the batch size of recon, {recon.shape[0]}, got {mu.shape[0]}")
     if mu.device != recon.device:
         raise ValueError(f"mu must be on the device of recon, {recon.device}, got {mu.device}")
@@ -368,20 +369,9 @@ def elbo_loss(
     mu, scale, _, _ = checks.one_dtype(mu, scale)
     weight = 1.0 if isinstance(beta, Tensor) else checks.number("beta", beta, 0)
     recon, target, _ = _dense(recon, target, reduction)
-    loss, reconstruction, kl, *_ = autograd.apply(
-        autograd.ELBO,
-        recon,
-        target,
-        mu,
-        scale,
-        likelihood,
-        _PARAMETERS.get(likelihood, 0.0),
-        log_scale,
-        weight,
-        free_bits,
-        reduction,
-        autograd.one_pass(recon, reduction),
-    )
+    parameter, with_gradient = _PARAMETERS.get(likelihood, 0.0), autograd.one_pass(recon, reduction)
+    options = likelihood, parameter, log_scale, weight, free_bits, reduction, with_gradient
+    loss, reconstruction, kl, *_ = autograd.apply(autograd.ELBO, (recon, target, mu, scale), options)
     if isinstance(beta, Tensor):
         loss = reconstruction + beta * kl
     return ELBOLoss(loss, reconstruction, kl)

@@ -7,15 +7,15 @@ An operator sends plain tensors to the backend that serves them and nothing more
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends import backend_for
-from .kernels.layout import TOTAL_REDUCTIONS, loss_dtype, loss_shape
+from .kernels.layout import loss_dtype, loss_shape
 
 _library = torch.library.Library("fastvae", "DEF")
 
@@ -115,44 +115,28 @@ for _name, _schema in _SCHEMAS.items():
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastvae::{_name}", _fake, lib=_library)
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+OPERATORS = SimpleNamespace(**{name: getattr(torch.ops.fastvae, name).default for name in _SCHEMAS})
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
-def _spared(name: str) -> Callable[..., Any]:
-    """The operator, without the 20 µs of its dispatch where nobody listens to it.
+def primitives(*tensors: Tensor | None) -> Any:
+    """Where the primitives for such tensors are: in their backend, or the operators where somebody listens to those.
 
-    Tracers, dispatch modes, function transforms and tensor subclasses listen.
+    Tracers, dispatch modes, function transforms and tensor subclasses listen. Others are spared 20 µs of dispatch.
     """
-    operator = getattr(torch.ops.fastvae, name).default
-    implementation, _ = _IMPLEMENTATIONS[name]
-
-    @functools.wraps(implementation)
-    def call(*args: Tensor | None, **options: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._are_functorch_transforms_active()
-            or any(type(a) not in _PLAIN for a in args)
-        ):
-            return operator(*args, **options)
-        return implementation(*args, **options)
-
-    return call
+    if listened_to() or not _PLAIN.issuperset(map(type, tensors)):
+        return OPERATORS
+    first = tensors[0]
+    assert first is not None
+    return backend_for("cpu" if first.is_cpu else first.device.type)
 
 
-latent_forward = _spared("latent_forward")
-latent_backward = _spared("latent_backward")
-reconstruction_forward = _spared("reconstruction_forward")
-reconstruction_backward = _spared("reconstruction_backward")
-elbo_forward = _spared("elbo_forward")
-rescale_ = _spared("rescale_")
+def listened_to() -> bool:
+    """Whether a mode or a transform must see operators, whatever the tensors are."""
+    return bool(_dispatch_modes() or _transforms_active())
 
-__all__ = [
-    "TOTAL_REDUCTIONS",
-    "elbo_forward",
-    "latent_backward",
-    "latent_forward",
-    "reconstruction_backward",
-    "reconstruction_forward",
-    "rescale_",
-]
+
+__all__ = ["OPERATORS", "listened_to", "primitives"]

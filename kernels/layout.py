@@ -14,12 +14,14 @@ def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     Copies only where the elements of an example are not contiguous and in order. The halves of a ``chunk`` of the
     encoder's output, a slice of the batch and an example expanded to a batch are served in place.
     """
-    if not tensor.is_contiguous():
-        inner = tensor[0] if tensor.shape[0] else tensor
-        if inner.is_contiguous():
-            return tensor, tensor.stride(0)
-        tensor = tensor.contiguous()
-    return tensor, cols(tensor)
+    if tensor.is_contiguous():
+        return tensor, cols(tensor)
+    dense = 1
+    for size, stride in zip(tensor.shape[:0:-1], tensor.stride()[:0:-1], strict=True):
+        if stride != dense and size != 1:
+            return tensor.contiguous(), cols(tensor)
+        dense *= size
+    return tensor, tensor.stride(0)
 
 
 def cols(tensor: torch.Tensor) -> int:

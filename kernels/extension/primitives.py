@@ -292,7 +292,8 @@ class Primitives:
     ) -> list[Tensor]:
         rows, cols = size(recon)
         latent_cols = size(mu)[1]
-        loss, nll, kl = (self.loss_like(t, reduction) for t in (recon, recon, mu))
+        loss, nll = self.loss_like(recon, reduction), self.loss_like(recon, reduction)
+        kl = self.loss_like(mu, reduction)
         outputs = [loss, nll, kl, self.empty_like(recon)] if with_gradient else [loss, nll, kl]
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
