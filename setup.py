@@ -97,7 +97,7 @@ class BuildExtension(build_ext):
         objects = Path(self.build_temp) / "csrc"
         common = ["-DFASTVAE_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
         jobs = [(SOURCES / "threads.cpp", "host", []), (SOURCES / "host.cpp", "host", common)]
-        for source in ("host_reconstruction.cpp", "host_latent.cpp"):
+        for source in ("host_reconstruction.cpp", "host_latent.cpp", "host_math.cpp"):
             jobs.append((SOURCES / source, "baseline", [*common, "-DFASTVAE_ISA=baseline"]))
             if common:
                 jobs.append((SOURCES / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))

@@ -166,6 +166,11 @@ void define(py::module_& module) {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Fused VAE kernels on raw addresses; see kernels/extension/.";
     module.def("instructions", &fastvae::use_instructions, py::arg("use") = "");
+    module.def("evaluate", [](const std::string& function, uintptr_t numbers, uintptr_t results, int64_t count) {
+        if (!fastvae::evaluate(function, fastvae::at<float>(numbers), fastvae::at<float>(results), count)) {
+            throw std::invalid_argument("no function " + function);
+        }
+    });
     fastvae::define<int>(module);
 #ifdef FASTVAE_WITH_CUDA
     py::module_ cuda = module.def_submodule("cuda");

@@ -81,6 +81,10 @@ std::string use_instructions(const std::string& name) {
     return used;
 }
 
+bool evaluate(const std::string& function, const float* numbers, float* results, int64_t count) {
+    return FASTVAE_PICK(evaluate)(function, numbers, results, count);
+}
+
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads) {
     work.weight = reduction_weight(reduction, work.grid);
     if (reduction == NONE) {

@@ -2,6 +2,8 @@
 // it saw a value outside [0, 1] that must not be. What it writes for a row does not depend on the span.
 #pragma once
 
+#include <string>
+
 #include "work.h"
 
 namespace fastvae {
@@ -13,7 +15,8 @@ using Span = int (*)(const WORK& work, int64_t first, int64_t last);
     Span<Reconstruction> reconstruction_span(const Reconstruction&); \
     Span<Latent> latent_forward_span(const Latent&);                 \
     Span<Latent> latent_backward_span(const Latent&);                \
-    Span<Rescale> rescale_span(const Rescale&);
+    Span<Rescale> rescale_span(const Rescale&);                      \
+    bool evaluate(const std::string& name, const float* numbers, float* results, int64_t count);
 
 namespace baseline {
 FASTVAE_HOST_KERNELS

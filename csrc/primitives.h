@@ -53,6 +53,9 @@ struct ELBO {
 // Which host loops run: "avx2" or "baseline". A name chooses, so that a test can see both; "" only asks.
 std::string use_instructions(const std::string& name);
 
+// results[k] = function(numbers[k]), by the loops in use; false if there is no such function. For tests.
+bool evaluate(const std::string& function, const float* numbers, float* results, int64_t count);
+
 // Each returns, where it says int, whether a value outside [0, 1] was seen that must not be.
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads);
 void reconstruction_backward(Reconstruction work, Reduction reduction, int threads);

@@ -1,8 +1,10 @@
-// Runs a span function over rows on the calling thread and on helpers that sleep between calls.
+// Runs a span function over rows on several threads: those of the OpenMP runtime the process has loaded, which are
+// torch's, so that nothing fights torch for cores and a thread torch has just used is still awake. Found by name when
+// first needed; nothing links to it. They do not survive a fork: a forked child, a process without OpenMP and other
+// systems take helpers of our own, which sleep between calls.
 //
-// Not OpenMP: its pools do not survive a fork, so a forked DataLoader worker that asked for two threads would wait for
-// ever, and a second runtime beside torch's own would fight it for cores. Rows are handed out in small pieces as threads
-// become free, so a helper that wakes late delays nobody. Any number of threads may call at once.
+// Rows are handed out in small pieces as threads become free, so one that wakes late delays nobody. Any number of
+// threads may call at once.
 #pragma once
 
 #include <cstdint>

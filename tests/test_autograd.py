@@ -349,6 +349,19 @@ def test_elementwise_loss_summed_by_torch(backend: str) -> None:
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_upstream_gradient_by_example_in_half_precision(backend: str, dtype: torch.dtype) -> None:
+    """It is converted before it is read, and laid out afresh by that."""
+    logits, target = logits_target()
+    logits = logits.to(dtype).requires_grad_()
+    table = torch.arange(1.0, 1 + 7 * len(logits), device=logits.device, dtype=dtype).reshape(-1, 7)
+    upstream = table[:, :1].expand(logits.shape)
+    nll = fastvae.bce_with_logits(logits, target, reduction="none")
+    (got,) = torch.autograd.grad(nll, logits, upstream)
+    want = (torch.sigmoid(logits.detach().double()) - target) * upstream
+    torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("listened_to", [False, True])
 def test_backward_runs_on_the_backend_of_the_forward(
     backend: str, listened_to: bool, monkeypatch: pytest.MonkeyPatch

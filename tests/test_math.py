@@ -1,0 +1,159 @@
+"""exp, log, sin and cos of the CPU backends against float64, over all exponents: the errors they state."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import fastvae
+
+Numbers = NDArray[np.float32]
+Function = Callable[[Numbers], Numbers]
+
+
+@functools.cache
+def magnitudes() -> Numbers:
+    """Of every exponent, subnormal ones too: the first and last mantissas, and a thousand between."""
+    rng = np.random.default_rng(0)
+    mantissas = [np.arange(8), (1 << 23) - 1 - np.arange(8), rng.integers(0, 1 << 23, 1000)]
+    exponents = np.arange(255, dtype=np.uint32)[:, None] << 23
+    return (exponents | np.concatenate(mantissas).astype(np.uint32)).view(np.float32).ravel()
+
+
+def numbers(low: float, high: float) -> Numbers:
+    """All of those in [low, high], and evenly spaced ones."""
+    signed = np.concatenate(
+        [magnitudes(), -magnitudes(), np.linspace(float(low), float(high), 100_000).astype(np.float32)]
+    )
+    return signed[(signed >= low) & (signed <= high)]
+
+
+def ulps(got: Numbers, want: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Errors in units of the last place of the right result."""
+    return np.abs(got - want) / np.spacing(np.abs(want).astype(np.float32)).astype(np.float64)
+
+
+def compiled(instructions: str) -> Callable[[str], Function]:
+    if not fastvae.backends()["cpp"].available:
+        pytest.skip(fastvae.backends()["cpp"].reason)
+    from fastvae import _C
+
+    def function(name: str) -> Function:
+        def run(x: Numbers) -> Numbers:
+            results = np.empty_like(x)
+            _C.evaluate(name, x.ctypes.data, results.ctypes.data, len(x))
+            return results
+
+        return run
+
+    try:
+        _C.instructions(instructions)
+    except ValueError as error:
+        pytest.skip(str(error))
+    return function
+
+
+def jitted() -> Callable[[str], Function]:
+    if not fastvae.backends()["numba"].available:
+        pytest.skip(fastvae.backends()["numba"].reason)
+    from numba import njit
+
+    from fastvae.kernels.numba import math as own
+
+    def function(name: str) -> Function:
+        scalar = {"exp": own.exp32, "exp_negative": own.exp_negative32, "log": own.log32}.get(name, own.log_normal32)
+
+        @njit
+        def run(x):
+            results = np.empty_like(x)
+            for k in range(len(x)):
+                results[k] = scalar(x[k])
+            return results
+
+        return run
+
+    return function
+
+
+@pytest.fixture(params=["avx2", "baseline", "numba"])
+def function(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Function]]:
+    """A function of a backend, by its name."""
+    if request.param == "numba":
+        yield jitted()
+        return
+    functions = compiled(request.param)
+    from fastvae import _C
+
+    yield functions
+    _C.instructions("avx2" if _has_avx2() else "baseline")
+
+
+@functools.cache
+def _has_avx2() -> bool:
+    from fastvae import _C
+
+    try:
+        return _C.instructions("avx2") == "avx2"
+    except ValueError:
+        return False
+
+
+def test_exp(function: Callable[[str], Function]) -> None:
+    x = numbers(-87, 88.5)
+    assert ulps(function("exp")(x), np.exp(x.astype(np.float64))).max() <= 2
+
+
+def test_exp_negative(function: Callable[[str], Function]) -> None:
+    x = numbers(-87, 0)
+    assert ulps(function("exp_negative")(x), np.exp(x.astype(np.float64))).max() <= 2
+
+
+def test_log_of_normal_numbers(function: Callable[[str], Function]) -> None:
+    x = numbers(np.finfo(np.float32).tiny, np.finfo(np.float32).max)
+    assert ulps(function("log_normal")(x), np.log(x.astype(np.float64))).max() <= 1
+
+
+def test_log(function: Callable[[str], Function]) -> None:
+    x = numbers(np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max)
+    assert ulps(function("log")(x), np.log(x.astype(np.float64))).max() <= 2
+
+
+@pytest.mark.parametrize("instructions", ["avx2", "baseline"])
+def test_reciprocal(instructions: str) -> None:
+    x = numbers(1, 2)
+    assert ulps(compiled(instructions)("reciprocal_above_one")(x), 1 / x.astype(np.float64)).max() <= 2
+
+
+@pytest.mark.parametrize("instructions", ["avx2", "baseline"])
+def test_radius_and_angle_of_the_noise(instructions: str) -> None:
+    functions = compiled(instructions)
+    u = numbers(2.0**-32, 1)
+    want = -2 * np.log(u.astype(np.float64))
+    np.testing.assert_allclose(functions("squared_radius")(u), want, rtol=2.0**-22)
+    angles = numbers(-math.pi / 2, math.pi / 2)
+    np.testing.assert_allclose(functions("sin")(angles), np.sin(angles.astype(np.float64)), rtol=0, atol=2e-7)
+    np.testing.assert_allclose(functions("cos")(angles), np.cos(angles.astype(np.float64)), rtol=0, atol=2e-7)
+
+
+def test_cos_and_sin_of_a_turn() -> None:
+    jitted()
+    from numba import njit
+
+    from fastvae.kernels.numba.math import cos_sin_turn32
+
+    @njit
+    def run(words, cos, sin):
+        for k in range(len(words)):
+            cos[k], sin[k] = cos_sin_turn32(words[k])
+
+    words = np.concatenate([np.arange(0, 1 << 32, 9973, dtype=np.uint32), magnitudes().view(np.uint32)])
+    cos, sin = np.empty((2, len(words)), np.float32)
+    run(words, cos, sin)
+    angles = words * (2 * math.pi / 2**32)
+    np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=2e-7)
+    np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=2e-7)
