@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import memory
 from . import native
 from .primitives import Primitives
 
@@ -14,7 +13,7 @@ def _queue(_: Tensor, losses: int) -> tuple[tuple[int], None]:
     return (torch.get_num_threads(),), None
 
 
-_primitives = Primitives(native, _queue, memory.advise)
+_primitives = Primitives(native, _queue)
 
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward

@@ -55,7 +55,7 @@ class CUDAPrimitives(Primitives):
         return super().elbo_forward(recon, _target(recon, target), *latent, **options)
 
 
-_primitives = CUDAPrimitives(getattr(native, "cuda", None), _queue, lambda output: output)
+_primitives = CUDAPrimitives(getattr(native, "cuda", None), _queue)
 
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward

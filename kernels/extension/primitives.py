@@ -25,6 +25,11 @@ def place(tensor: Tensor, cols: int) -> tuple[Tensor, int]:
     return (tensor, cols) if tensor.is_contiguous() else as_rows(tensor)
 
 
+def empty_like(tensor: Tensor) -> Tensor:
+    """A dense output; torch has no faster way to one."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
 def size(tensor: Tensor) -> tuple[int, int]:
     """Examples, and elements of each."""
     rows = tensor.shape[0]
@@ -59,26 +64,20 @@ class Primitives:
         native: where the compiled functions are.
         queue: what they take besides, for work on tensors like the given one that leaves so many reduced losses; and
             what must be kept until they return.
-        prepare: what is done to a fresh output.
     """
 
     def __init__(
         self,
         native: Any,
         queue: Callable[[Tensor, int], tuple[tuple[int, ...], Tensor | None]],
-        prepare: Callable[[Tensor], Tensor],
     ):
-        self.native, self.queue, self.prepare = native, queue, prepare
+        self.native, self.queue = native, queue
         self.scalars: dict[tuple[torch.dtype, int], Tensor] = {}
-
-    def empty_like(self, tensor: Tensor) -> Tensor:
-        """A dense output; torch has no faster way to one."""
-        return self.prepare(torch.empty_like(tensor, memory_format=torch.contiguous_format))
 
     def loss_like(self, tensor: Tensor, reduction: str) -> Tensor:
         """An output for a loss over ``tensor``."""
         if reduction == "none":
-            return self.empty_like(tensor)
+            return empty_like(tensor)
         dtype = ACCUMULATORS[tensor.dtype]
         if reduction == "example":
             return tensor.new_empty(tensor.shape[:1], dtype=dtype)
@@ -100,7 +99,7 @@ class Primitives:
     ) -> list[Tensor]:
         rows, cols = size(recon)
         nll = self.loss_like(recon, reduction)
-        outputs = [nll, self.empty_like(recon)] if with_gradient else [nll]
+        outputs = [nll, empty_like(recon)] if with_gradient else [nll]
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
         queue, _held = self.queue(recon, reduction != "none")
@@ -128,8 +127,8 @@ class Primitives:
         self, grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
     ) -> Tensor:
         rows, cols = size(recon)
-        gradient = self.empty_like(recon)
-        if not gradient.numel():
+        gradient = empty_like(recon)
+        if not rows * cols:
             return gradient
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
@@ -185,7 +184,7 @@ class Primitives:
         rows, cols = size(mu)
         z = kl = None
         if seed is not None:
-            z = self.prepare(mu.new_empty((samples, *mu.shape))) if samples else self.empty_like(mu)
+            z = mu.new_empty((samples, *mu.shape)) if samples else empty_like(mu)
         if reduction:
             kl = self.loss_like(mu, reduction)
         m, m_stride = place(mu, cols)
@@ -228,7 +227,7 @@ class Primitives:
         reduction: str,
     ) -> list[Tensor]:
         rows, cols = size(mu)
-        grad_mu, grad_scale = self.empty_like(mu), self.empty_like(scale)
+        grad_mu, grad_scale = empty_like(mu), empty_like(scale)
         gradients = [grad_mu, grad_scale]
         grad_priors = 0, 0
         if prior_mu is not None and prior_logvar is not None:
@@ -237,9 +236,9 @@ class Primitives:
                 gradients += [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in priors]
                 prior_mu = prior_logvar = None
             else:
-                gradients += [self.empty_like(prior_mu), self.empty_like(prior_logvar)]
+                gradients += [empty_like(prior_mu), empty_like(prior_logvar)]
                 grad_priors = gradients[2].data_ptr(), gradients[3].data_ptr()
-        if not mu.numel():
+        if not rows * cols:
             return gradients
         upstream, stride, by_element = None, 0, False
         if grad_kl is not None:
@@ -291,9 +290,10 @@ class Primitives:
     ) -> list[Tensor]:
         rows, cols = size(recon)
         latent_cols = size(mu)[1]
-        loss, nll = self.loss_like(recon, reduction), self.loss_like(recon, reduction)
-        kl = self.loss_like(mu, reduction)
-        outputs = [loss, nll, kl, self.empty_like(recon)] if with_gradient else [loss, nll, kl]
+        loss = self.loss_like(recon, reduction)
+        nll = torch.empty_like(loss)
+        kl = torch.empty_like(loss) if mu.dtype == recon.dtype else self.loss_like(mu, reduction)
+        outputs = [loss, nll, kl, empty_like(recon)] if with_gradient else [loss, nll, kl]
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
         m, m_stride = place(mu, latent_cols)

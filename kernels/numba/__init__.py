@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import memory
 from ..checks import check_unit_range
 from ..layout import (
     BLOCK,
@@ -20,7 +19,7 @@ from ..layout import (
     reduction_weight,
     upstream_by_row,
 )
-from . import latent, reconstruction, threads
+from . import latent, memory, reconstruction, threads
 from .intrinsics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8
 from .likelihoods import IDS
 
