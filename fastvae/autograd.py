@@ -368,5 +368,10 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def one_pass(recon: Tensor, reduction: str) -> bool:
-    """Whether the forward should write the gradient: it is wanted, and one number will scale it."""
-    return reduction in TOTAL_REDUCTIONS and torch.is_grad_enabled() and recon.requires_grad
+    """Whether the forward should write the gradient: it is wanted, and one number will scale it.
+
+    Not in float16, where what a GradScaler multiplies by is there to keep the gradient from vanishing, and would come
+    too late.
+    """
+    wanted = torch.is_grad_enabled() and recon.requires_grad
+    return wanted and reduction in TOTAL_REDUCTIONS and recon.dtype != torch.float16

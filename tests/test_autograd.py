@@ -362,6 +362,19 @@ def test_upstream_gradient_by_example_in_half_precision(backend: str, dtype: tor
     torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=1e-2)
 
 
+def test_scaled_float16_gradients_do_not_vanish(backend: str) -> None:
+    """The mean over a large batch divides them by more than float16 has room for, until the scale multiplies them."""
+    batch, scale = 1 << 14, 65536.0
+    logits = torch.linspace(-8, 8, 2 * batch).reshape(batch, 2).half().requires_grad_()
+    mu, logvar = (torch.linspace(-1, 1, batch).reshape(batch, 1).half().requires_grad_() for _ in range(2))
+    target = torch.zeros(batch, 2)
+    (fastvae.elbo_loss(logits, target, mu, logvar).loss * scale).backward()
+    wanted = torch.sigmoid(logits.detach().double()), mu.detach().double()
+    for leaf, want in zip((logits, mu), wanted, strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad.double(), want * (scale / batch), rtol=2**-10, atol=0)
+
+
 @pytest.mark.parametrize("listened_to", [False, True])
 def test_backward_runs_on_the_backend_of_the_forward(
     backend: str, listened_to: bool, monkeypatch: pytest.MonkeyPatch
