@@ -2,6 +2,8 @@
 //
 // Reads recon and target once. The one-pass forward writes the gradient beside the loss: for float32, 8 bytes an element
 // read and 4 written. A row is an example, or 4096 elements where a total of dense tensors is wanted.
+#include <type_traits>
+
 #include "host.h"
 #include "likelihoods.h"
 
@@ -9,7 +11,7 @@ namespace fastvae {
 namespace FASTVAE_ISA {
 namespace {
 
-constexpr int FACTORS = 96;  // in [1, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
+constexpr int FACTORS = 96;  // in [½, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
 
 template <class T>
 constexpr int CODE = FLOAT32;
@@ -74,7 +76,7 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
                 if constexpr (TERM::HAS_FACTOR) product *= there ? terms.factor : one;
                 if constexpr (WITH_GRADIENT) store_first(grad + j, count, terms.derivative * weight);
             }
-            if constexpr (TERM::HAS_FACTOR) additive += log_normal(product);
+            if constexpr (TERM::HAS_FACTOR) additive += TERM::FACTOR_SIGN * log_normal(product);
             row_sum += sum(additive);
         }
         work.sums[row] = row_sum;
@@ -127,6 +129,12 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
 
 template <class TERM, class Y, class X>
 Span<Reconstruction> span_of(const Reconstruction& work) {
+    if constexpr (std::is_same_v<TERM, BernoulliProbs> && std::is_same_v<vector_t<Y>, Float>) {
+        if (work.sums != nullptr && work.parameter >= BernoulliProbsSummed::MIN_EPS) {
+            using SUMMED = BernoulliProbsSummed;
+            return work.grad != nullptr ? forward_rows<SUMMED, Y, X, true> : forward_rows<SUMMED, Y, X, false>;
+        }
+    }
     if (work.sums != nullptr) {
         return work.grad != nullptr ? forward_rows<TERM, Y, X, true> : forward_rows<TERM, Y, X, false>;
     }

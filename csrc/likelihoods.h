@@ -1,6 +1,6 @@
 // Each reconstruction term for one number (or one vector of them): (y, x, parameter) → nll = additive + log(factor), and
-// ∂nll/∂y. A loop multiplies factors in [1, 2] and takes one logarithm for many; a term without a factor has
-// HAS_FACTOR false. Formulas and sources: kernels/reference/likelihoods.py, whose order the codes follow.
+// ∂nll/∂y. A loop multiplies factors in [½, 2] and takes one logarithm for many, times FACTOR_SIGN; a term without a
+// factor has HAS_FACTOR false. Formulas and sources: kernels/reference/likelihoods.py, whose order the codes follow.
 #pragma once
 
 #include "math.h"
@@ -15,6 +15,7 @@ struct Terms {
 
 struct BernoulliLogits {
     static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = false;
+    static constexpr float FACTOR_SIGN = 1;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
@@ -52,6 +53,27 @@ struct BernoulliProbs : WithoutFactor<BernoulliProbs> {
         return {-x * log(p) - (one - x) * log(q), one, derivative};
     }
 };
+
+#ifndef __CUDACC__
+// BernoulliProbs where many elements are added up and eps is at least MIN_EPS. With l the larger of p and q, s the smaller
+// and w the weight of log s: −log l − w·log(s/l). l is in [½, 1], so its logarithm is a factor; both terms are positive, so
+// nothing cancels; and one division serves s/l and the derivative.
+struct BernoulliProbsSummed {
+    static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = true;
+    static constexpr float FACTOR_SIGN = -1, MIN_EPS = 1e-18f;  // s² is a normal number
+
+    static FASTVAE_INLINE Terms<Float> terms(Float y, Float x, Float eps) {
+        const Float one = constant<Float>(1), zero{}, high = one - eps, z = one - y;
+        const Float p = at_most(high, at_least(eps, y)), q = at_most(high, at_least(eps, z));
+        const Float inverse = divide(one, p * q), larger = at_least(p, q), smaller = at_most(p, q);
+        const Float weight = p < q ? x : one - x;
+        Float derivative = (y - x) * inverse;
+        derivative = y < eps ? zero : derivative;
+        derivative = z < eps ? zero : derivative;
+        return {-weight * log_normal(smaller * smaller * inverse), larger, derivative};
+    }
+};
+#endif
 
 struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
     static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = true;

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import fastvae
@@ -62,6 +63,23 @@ def check(op: Op, inputs: list[Tensor], dtype: torch.dtype, reduction: str) -> N
 def test_dtypes_and_reductions(backend: str, op: str, dtype: torch.dtype, reduction: str) -> None:
     with fastvae.use_backend(backend):
         check(OPS[op], OPS[op].inputs(7, 301), dtype, reduction)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 8.0, 15.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_sums_are_no_worse_than_torchs(backend: str, scale: float) -> None:
+    """From mixed to all but certain pixels: what an element loses, or all lose alike, an image loses 784 times."""
+    logits = (torch.randn(256, 784) - 1) * scale
+    probs = torch.sigmoid(logits.double()).float()
+    target = (torch.rand(256, 784) < probs).float()
+    for ours, theirs, y in (
+        (fastvae.bce, F.binary_cross_entropy, probs),
+        (fastvae.bce_with_logits, F.binary_cross_entropy_with_logits, logits),
+    ):
+        with fastvae.use_backend(backend):
+            got = ours(y, target, reduction="example")
+        want = theirs(y.double(), target.double(), reduction="none").sum(dim=1)
+        assert error(got, want) <= 2 * error(theirs(y, target, reduction="none").sum(dim=1), want)
 
 
 @pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
