@@ -1,7 +1,8 @@
-"""The kernel primitives, once per backend: ``reference`` (pure torch, the specification), ``numba`` and others.
+"""The kernel primitives, once per backend: ``reference`` (pure torch, the specification), ``numba``, ``triton`` and
+``extension`` (backends ``cpp`` and ``cuda``).
 
-A backend is one module with these functions. They take and return plain tensors, know nothing of autograd, and
-are called only by ``fastvae/ops.py``, which has already checked devices, dtypes and shapes:
+A backend is one module with these functions. They take and return plain tensors, know nothing of autograd, and are
+called with devices, dtypes and shapes that ``fastvae/functional.py`` has checked:
 
 ``latent_forward(mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction)``
     → ``[z] + [kl]``: z is there if ``seed`` is given, kl if ``reduction`` is.

@@ -1,0 +1,85 @@
+"""Two processes that share the work: DDP and FSDP2 train as one process does with both halves of the batch."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import fastvae
+
+WORLD, BATCH = 2, 6
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available() and sys.platform.startswith("linux")), reason="no gloo"
+)
+
+
+class Network(nn.Module):
+    """A VAE whose noise is given, so that one process can draw what two did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(8, 6), nn.Linear(3, 8)
+
+    def forward(self, x: Tensor, seed: int) -> Tensor:
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        z, kl = fastvae.sample_with_kl(mu, logvar, seed=seed)
+        return fastvae.bce_with_logits(self.decoder(z), x) + kl
+
+
+def half(rank: int) -> Tensor:
+    return torch.rand(BATCH, 8, generator=torch.Generator().manual_seed(rank))
+
+
+def with_ddp(network: Network) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def with_fsdp2(network: Network) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in (network.encoder, network.decoder):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
+
+
+def train(rank: int, wrap: Callable[[Network], nn.Module], folder: str) -> None:
+    """Two steps of one of the processes; rank 0 leaves the weights."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    torch.manual_seed(0)
+    module = wrap(Network())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        module(half(rank), seed=10 * step + rank).backward()
+        optimizer.step()
+    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in module.parameters()]
+    if rank == 0:
+        torch.save([w.detach() for w in weights], Path(folder, "weights.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [with_ddp, with_fsdp2])
+def test_two_processes_train_as_one(wrap: Callable[[Network], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    one = Network()
+    before = copy.deepcopy(list(one.parameters()))
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        (sum(one(half(rank), seed=10 * step + rank) for rank in range(WORLD)) / WORLD).backward()
+        optimizer.step()
+    torch.multiprocessing.spawn(train, (wrap, str(tmp_path)), nprocs=WORLD)
+    for first, want, got in zip(before, one.parameters(), torch.load(tmp_path / "weights.pt"), strict=True):
+        assert not torch.equal(first, want)
+        torch.testing.assert_close(got, want.detach())
