@@ -1,8 +1,8 @@
-"""The kernel primitives, once per backend: ``reference`` (pure torch, the specification), ``numba``, ``triton`` and
-``extension`` (backends ``cpp`` and ``cuda``).
+"""The kernel primitives, once per backend: ``reference`` (plain torch), ``numba``, ``triton``, ``extension``.
 
-A backend is one module with these functions. They take and return plain tensors, know nothing of autograd, and are
-called with devices, dtypes and shapes that ``fastvae/functional.py`` has checked:
+``reference`` is the specification; ``extension`` holds two backends, ``cpp`` and ``cuda``. A backend is one module with
+these functions. They take and return plain tensors, know nothing of autograd, and are called with devices, dtypes and
+shapes that ``fastvae/functional.py`` has checked:
 
 ``latent_forward(mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction)``
     → ``[z] + [kl]``: z is there if ``seed`` is given, kl if ``reduction`` is.
