@@ -45,12 +45,12 @@ template <class V>
 FASTVAE_MATH V if_negative(V x, V a, V b) {
     return x < V(0) ? a : b;
 }
+FASTVAE_MATH float divide(float a, float b) { return __fdividef(a, b); }  // 2 ulp
+FASTVAE_MATH double divide(double a, double b) { return a / b; }
 template <class V>
 FASTVAE_MATH V reciprocal_above_one(V x) {
     return divide(V(1), x);
 }
-FASTVAE_MATH float divide(float a, float b) { return __fdividef(a, b); }  // 2 ulp
-FASTVAE_MATH double divide(double a, double b) { return a / b; }
 FASTVAE_MATH float square_root(float x) {  // 1 ulp
     asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
     return x;
