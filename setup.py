@@ -104,7 +104,7 @@ class BuildExtension(build_ext):
         with_cuda = isinstance(toolkit, Toolkit)
         jobs.append((SOURCES / "bindings.cpp", "bindings", ["-DFASTVAE_WITH_CUDA"] if with_cuda else []))
         linux = sys.platform.startswith("linux")
-        libraries = [f"-Wl,--version-script={SOURCES}/exports.map", "-Wl,-s"] if linux else []
+        libraries = [f"-Wl,--version-script={SOURCES}/exports.map", "-Wl,-s", "-ldl"] if linux else []
 
         def compile_host(source: Path, folder: str, flags: list[str]) -> str:
             includes = [pybind11.get_include()] if folder == "bindings" else []
@@ -132,7 +132,7 @@ class BuildExtension(build_ext):
             waiting += [pool.submit(compile_host, *job) for job in jobs[1:]]
             made = [job.result() for job in waiting]
         if with_cuda:
-            libraries = [str(toolkit.library), "-ldl", "-lrt", *libraries]
+            libraries = [str(toolkit.library), "-lrt", *libraries]
         self.compiler.link_shared_object(
             made, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread", *libraries], target_lang="c++"
         )
