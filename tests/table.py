@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -165,3 +167,21 @@ def value_and_gradients(
     value = call(*leaves)
     upstream = torch.ones_like(value) if upstream is None else upstream.to(value.dtype)
     return value.detach(), list(torch.autograd.grad(value, leaves[:differentiable], upstream))
+
+
+@contextlib.contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Inside, the compiled CPU loops are those of ``name``; or the test is skipped where they cannot be."""
+    if not fastvae.backends()["cpp"].available:
+        pytest.skip(fastvae.backends()["cpp"].reason)
+    from fastvae import _C
+
+    before = _C.instructions()
+    try:
+        _C.instructions(name)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        yield
+    finally:
+        _C.instructions(before)

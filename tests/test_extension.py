@@ -19,7 +19,7 @@ import torch
 
 import fastvae
 
-from table import DTYPES, OPS, REDUCTIONS
+from table import DTYPES, OPS, REDUCTIONS, instruction_set
 from test_ops import check
 
 ROOT = Path(__file__).parent.parent
@@ -101,13 +101,8 @@ def test_errors_are_python_errors() -> None:
 
 @pytest.fixture(params=["baseline", "avx2"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native().instructions()
-    try:
-        native().instructions(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    native().instructions(before)
+    with instruction_set(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -135,14 +130,10 @@ def test_every_half_precision_number(instructions: str) -> None:
 
 def test_noise_is_the_same_for_every_instruction_set() -> None:
     """To the last bits, which fused multiply-adds change."""
-    zeros, before, seen = torch.zeros(100, 1001), native().instructions(), []
-    try:
-        for name in {"baseline", before}:
-            native().instructions(name)
-            with fastvae.use_backend("cpp"):
-                seen.append(fastvae.reparameterize(zeros, zeros, seed=3))
-    finally:
-        native().instructions(before)
+    zeros, seen = torch.zeros(100, 1001), []
+    for name in {"baseline", native().instructions()}:
+        with instruction_set(name), fastvae.use_backend("cpp"):
+            seen.append(fastvae.reparameterize(zeros, zeros, seed=3))
     for z in seen[1:]:
         torch.testing.assert_close(z, seen[0], rtol=0, atol=1e-6)
 

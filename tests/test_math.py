@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 import fastvae
 
+from table import instruction_set
+
 Numbers = NDArray[np.float32]
 Function = Callable[[Numbers], Numbers]
 
@@ -38,24 +40,16 @@ def ulps(got: Numbers, want: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.abs(got - want) / np.spacing(np.abs(want).astype(np.float32)).astype(np.float64)
 
 
-def compiled(instructions: str) -> Callable[[str], Function]:
-    if not fastvae.backends()["cpp"].available:
-        pytest.skip(fastvae.backends()["cpp"].reason)
+def compiled(name: str) -> Function:
+    """A function of the extension, by the loops in use."""
     from fastvae import _C
 
-    def function(name: str) -> Function:
-        def run(x: Numbers) -> Numbers:
-            results = np.empty_like(x)
-            _C.evaluate(name, x.ctypes.data, results.ctypes.data, len(x))
-            return results
+    def run(x: Numbers) -> Numbers:
+        results = np.empty_like(x)
+        _C.evaluate(name, x.ctypes.data, results.ctypes.data, len(x))
+        return results
 
-        return run
-
-    try:
-        _C.instructions(instructions)
-    except ValueError as error:
-        pytest.skip(str(error))
-    return function
+    return run
 
 
 def jitted() -> Callable[[str], Function]:
@@ -85,22 +79,9 @@ def function(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Functio
     """A function of a backend, by its name."""
     if request.param == "numba":
         yield jitted()
-        return
-    functions = compiled(request.param)
-    from fastvae import _C
-
-    yield functions
-    _C.instructions("avx2" if _has_avx2() else "baseline")
-
-
-@functools.cache
-def _has_avx2() -> bool:
-    from fastvae import _C
-
-    try:
-        return _C.instructions("avx2") == "avx2"
-    except ValueError:
-        return False
+    else:
+        with instruction_set(request.param):
+            yield compiled
 
 
 def test_exp(function: Callable[[str], Function]) -> None:
@@ -126,18 +107,18 @@ def test_log(function: Callable[[str], Function]) -> None:
 @pytest.mark.parametrize("instructions", ["avx2", "baseline"])
 def test_reciprocal(instructions: str) -> None:
     x = numbers(1, 2)
-    assert ulps(compiled(instructions)("reciprocal_above_one")(x), 1 / x.astype(np.float64)).max() <= 2
+    with instruction_set(instructions):
+        assert ulps(compiled("reciprocal_above_one")(x), 1 / x.astype(np.float64)).max() <= 2
 
 
 @pytest.mark.parametrize("instructions", ["avx2", "baseline"])
 def test_radius_and_angle_of_the_noise(instructions: str) -> None:
-    functions = compiled(instructions)
-    u = numbers(2.0**-32, 1)
-    want = -2 * np.log(u.astype(np.float64))
-    np.testing.assert_allclose(functions("squared_radius")(u), want, rtol=2.0**-22)
-    angles = numbers(-math.pi / 2, math.pi / 2)
-    np.testing.assert_allclose(functions("sin")(angles), np.sin(angles.astype(np.float64)), rtol=0, atol=2e-7)
-    np.testing.assert_allclose(functions("cos")(angles), np.cos(angles.astype(np.float64)), rtol=0, atol=2e-7)
+    u, angles = numbers(2.0**-32, 1), numbers(-math.pi / 2, math.pi / 2)
+    with instruction_set(instructions):
+        squared, sin, cos = compiled("squared_radius")(u), compiled("sin")(angles), compiled("cos")(angles)
+    np.testing.assert_allclose(squared, -2 * np.log(u.astype(np.float64)), rtol=2.0**-22)
+    np.testing.assert_allclose(sin, np.sin(angles.astype(np.float64)), rtol=0, atol=2e-7)
+    np.testing.assert_allclose(cos, np.cos(angles.astype(np.float64)), rtol=0, atol=2e-7)
 
 
 def test_cos_and_sin_of_a_turn() -> None:
