@@ -17,13 +17,18 @@ from fastvae.bench import bandwidth
 from fastvae.bench.ops import OPS, bytes_moved
 from fastvae.bench.timing import interleaved, median
 from fastvae.bench.works import Work
+from fastvae.functional import BCE_EPS
 
 from .bars import HALF, LATENT, LOGITS, PROBS
 from .overhead import LATENT as LATENT_OPTIONS
+from .overhead import RECONSTRUCTION
 
 IN_CACHE = 384 << 10  # bytes: three quarters of a small second-level cache
 EXPLAINED = 0.8  # of the time with all threads, by arithmetic
-LIKELIHOODS = {"bce_with_logits": ("bernoulli_logits", 0.0), "bce": ("bernoulli_probs", 1e-8)}
+LIKELIHOODS = {
+    "bce_with_logits": RECONSTRUCTION,
+    "bce": RECONSTRUCTION | {"likelihood": "bernoulli_probs", "parameter": BCE_EPS},
+}
 
 
 class Limits(NamedTuple):
@@ -45,10 +50,7 @@ def _call(work: Work, threads: int) -> Callable[[], Any]:
     seed, upstream, one = torch.zeros(1, dtype=torch.int64), torch.randn(first.shape).to(first.dtype), torch.ones(())
 
     def reconstruction() -> None:
-        likelihood, parameter = LIKELIHOODS[work.op]
-        backend.reconstruction_forward(
-            first, second, likelihood=likelihood, parameter=parameter, reduction="batchmean", with_gradient=True
-        )
+        backend.reconstruction_forward(first, second, **LIKELIHOODS[work.op])
 
     def latent() -> None:
         backend.latent_forward(first, second, seed, None, None, **LATENT_OPTIONS)

@@ -29,7 +29,6 @@ from .kernels.layout import TOTAL_REDUCTIONS
 from .kernels.reference import latent as reference_latent
 from .kernels.reference import reconstruction as reference_reconstruction
 
-_transforms_active = torch._C._are_functorch_transforms_active
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
@@ -41,7 +40,7 @@ def apply(
 
     A Function with ``setup_context`` binds its arguments through ``inspect`` at every call.
     """
-    if torch.compiler.is_dynamo_compiling() or _transforms_active():
+    if torch.compiler.is_dynamo_compiling() or ops.transforms_active():
         return function.apply(*tensors, *options)
     # a tensor may come out of a transform that has ended
     alive = [t if t is None else _unwrap_if_dead(t) for t in tensors]
@@ -58,7 +57,7 @@ def _direct(function: Any) -> Callable[..., tuple[Tensor, ...]]:
         return outputs[: function.LOSSES]
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or _transforms_active():  # create_graph=True, or vmapped upstream gradients
+        if torch.is_grad_enabled() or ops.transforms_active():  # create_graph=True, or vmapped upstream gradients
             return *function.gradients(ctx, reference, True, *grads), None
         if ctx.primitives is not ops.OPERATORS and not ops.listened_to():
             return *function.gradients(ctx, ctx.primitives, False, *grads), None
@@ -140,8 +139,7 @@ class Reconstruction(torch.autograd.Function):
         if grad_nll is None:
             return None, None
         recon, target, *traced = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        return _reconstruction_gradients(ctx, primitives, again, needed, grad_nll, recon, target, traced, ctx.options)
+        return _reconstruction_gradients(ctx, primitives, again, grad_nll, recon, target, traced, ctx.options)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -174,7 +172,6 @@ def _reconstruction_gradients(
     ctx: Any,
     primitives: Any,
     again: bool,
-    needed: tuple[bool, ...],
     grad_nll: Tensor,
     recon: Tensor,
     target: Tensor,
@@ -182,11 +179,12 @@ def _reconstruction_gradients(
     options: dict[str, Any],
 ) -> tuple[Tensor | None, Tensor | None]:
     grad_recon = grad_target = None
-    if needed[0]:
+    recon_needed, target_needed, *_ = ctx.needs_input_grad
+    if recon_needed:
         grad_recon = None if again else _take_gradient(ctx, primitives, traced, grad_nll)
         if grad_recon is None:
             grad_recon = primitives.reconstruction_backward(grad_nll, recon, target, **options)
-    if needed[1]:
+    if target_needed:
         grad_target = _target_gradient(grad_nll, recon, target, options)
     return grad_recon, grad_target
 
@@ -336,12 +334,11 @@ class ELBO(torch.autograd.Function):
         weighted = grad_loss if grad_loss is None or ctx.beta == 1 else grad_loss * ctx.beta
         grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
         grad_recon = grad_target = grad_mu = grad_scale = None
-        needed = ctx.needs_input_grad
         if grad_nll is not None:
             grad_recon, grad_target = _reconstruction_gradients(
-                ctx, primitives, again, needed, grad_nll, recon, target, traced, ctx.reconstruction
+                ctx, primitives, again, grad_nll, recon, target, traced, ctx.reconstruction
             )
-        if grad_kl is not None and (needed[2] or needed[3]):
+        if grad_kl is not None and any(ctx.needs_input_grad[2:4]):
             grad_mu, grad_scale = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, **ctx.latent)
         return grad_recon, grad_target, grad_mu, grad_scale
 

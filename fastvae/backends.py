@@ -127,8 +127,7 @@ def _known(name: str) -> str:
 
 def backend_name(device_type: str) -> str:
     """Name of the backend that serves tensors of ``device_type`` now."""
-    forced = _forced.get()
-    return forced if forced is not None else _default(device_type)
+    return _forced.get() or _default(device_type)
 
 
 @functools.cache

@@ -118,7 +118,7 @@ for _name, _schema in _SCHEMAS.items():
 OPERATORS = SimpleNamespace(**{name: getattr(torch.ops.fastvae, name).default for name in _SCHEMAS})
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_transforms_active = torch._C._are_functorch_transforms_active
+transforms_active = torch._C._are_functorch_transforms_active
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
@@ -136,7 +136,7 @@ def primitives(*tensors: Tensor | None) -> Any:
 
 def listened_to() -> bool:
     """Whether a mode or a transform must see operators, whatever the tensors are."""
-    return bool(_dispatch_modes() or _transforms_active())
+    return bool(_dispatch_modes() or transforms_active())
 
 
-__all__ = ["OPERATORS", "listened_to", "primitives"]
+__all__ = ["OPERATORS", "listened_to", "primitives", "transforms_active"]
