@@ -17,6 +17,16 @@
 namespace fastvae {
 namespace FASTVAE_ISA {
 
+// The larger (smaller) of a constant and x; x where that is a NaN.
+template <class V>
+FASTVAE_MATH V at_least(V low, V x) {
+    return low > x ? low : x;
+}
+template <class V>
+FASTVAE_MATH V at_most(V high, V x) {
+    return high < x ? high : x;
+}
+
 #ifdef __CUDACC__
 // What the functions below ask of a number, for one number.
 template <class V>
@@ -30,15 +40,6 @@ FASTVAE_MATH float negative_absolute(float x) { return -fabsf(x); }
 FASTVAE_MATH double negative_absolute(double x) { return -fabs(x); }
 FASTVAE_MATH float absolute(float x) { return fabsf(x); }
 FASTVAE_MATH double absolute(double x) { return fabs(x); }
-// The larger (smaller) of a constant and x; x where that is a NaN.
-template <class V>
-FASTVAE_MATH V at_least(V low, V x) {
-    return low > x ? low : x;
-}
-template <class V>
-FASTVAE_MATH V at_most(V high, V x) {
-    return high < x ? high : x;
-}
 FASTVAE_MATH float positive_part(float x) { return fmaxf(x, 0.0f); }
 FASTVAE_MATH double positive_part(double x) { return fmax(x, 0.0); }
 template <class V>
@@ -59,6 +60,11 @@ FASTVAE_MATH double exp(double x) { return ::exp(x); }
 FASTVAE_MATH double exp_negative(double x) { return ::exp(x); }
 FASTVAE_MATH double log(double x) { return ::log(x); }
 FASTVAE_MATH double log_normal(double x) { return ::log(x); }
+#else
+template <class V>
+FASTVAE_MATH V positive_part(V x) {
+    return at_least(V{}, x);
+}
 #endif
 
 template <class V>

@@ -72,23 +72,10 @@ FASTVAE_INLINE Float negative_absolute(Float x) { return (Float)((Int)x | INT32_
 FASTVAE_INLINE Double negative_absolute(Double x) { return (Double)((Long)x | INT64_MIN); }
 FASTVAE_INLINE Float absolute(Float x) { return (Float)((Int)x & 0x7fffffff); }
 FASTVAE_INLINE Double absolute(Double x) { return (Double)((Long)x & 0x7fffffffffffffffll); }
-// The larger (smaller) of a constant and x; x where that is a NaN.
-template <class V>
-FASTVAE_INLINE V at_least(V low, V x) {
-    return low > x ? low : x;
-}
-template <class V>
-FASTVAE_INLINE V at_most(V high, V x) {
-    return high < x ? high : x;
-}
-#ifdef __AVX2__  // one instruction, which the compiler dare not choose
+#ifdef __AVX2__  // math.h's, in one instruction, which the compiler dare not choose
 FASTVAE_INLINE Float at_least(Float low, Float x) { return _mm256_max_ps(low, x); }
 FASTVAE_INLINE Float at_most(Float high, Float x) { return _mm256_min_ps(high, x); }
 #endif
-template <class V>
-FASTVAE_INLINE V positive_part(V x) {
-    return at_least(V{}, x);
-}
 // a where the sign bit of x is set, else b.
 FASTVAE_INLINE Double if_negative(Double x, Double a, Double b) { return (Long)x < 0 ? a : b; }
 FASTVAE_INLINE Double reciprocal_above_one(Double x) { return 1.0 / x; }
