@@ -94,6 +94,8 @@ def _take_gradient(ctx: Any, primitives: Any, traced: list[Tensor], upstream: Te
     """The kept gradient times ``upstream``, once; None if there is none (any more)."""
     if traced:
         return (traced[0] * upstream).to(traced[0].dtype)
+    if torch.compiler.is_dynamo_compiling():  # nothing is kept elsewhere, and torch 2.11 cannot trace the next line
+        return None
     gradient = ctx.__dict__.pop("gradient", None)
     if not gradient:
         return None

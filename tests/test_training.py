@@ -201,11 +201,16 @@ def test_a_failed_write_leaves_the_old_checkpoint(run: Path, tmp_path: Path, mon
     assert not [p for p in run.iterdir() if p.name.startswith(".")], "nothing is left lying about"
 
 
+def heed_interrupts() -> None:
+    """What a shell does not for a command it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_then_resumed(run: Path, tmp_path: Path, how: signal.Signals) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "fastvae", "train", *SMALL, "--epochs", "500", "--output", str(folder)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     deadline = time.monotonic() + 120
     while not (folder / "metrics.csv").exists() or len((folder / "metrics.csv").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline
