@@ -128,7 +128,7 @@ def forward_elements_walk(
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
         y = tl.load(recon_ptr + start + recon_at, mask, other=0) if MASKED else tl.load(recon_ptr + start + recon_at)
         x = load_target(target_ptr + start + target_at, mask, dtype, MASKED)
-        nll, _ = element_terms(y.to(dtype), x, parameter, LIKELIHOOD)
+        nll = element_terms(y.to(dtype), x, parameter, LIKELIHOOD)[0]
         tl.store(nll_ptr + start + nll_at, rounded(nll, nll_ptr.dtype.element_ty), mask)
         start += BLOCK
 
@@ -175,7 +175,7 @@ def backward_walk(
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
         y = tl.load(recon_ptr + start + recon_at, mask, other=0) if MASKED else tl.load(recon_ptr + start + recon_at)
         x = load_target(target_ptr + start + target_at, mask, dtype, MASKED)
-        _, _, derivative = terms(y.to(dtype), x, parameter, LIKELIHOOD)
+        derivative = terms(y.to(dtype), x, parameter, LIKELIHOOD)[2]
         if BY_ELEMENT:
             upstream = tl.load(upstream_ptr + start + upstream_at, mask).to(dtype)
         else:
