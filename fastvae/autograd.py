@@ -240,7 +240,8 @@ class Latent(torch.autograd.Function):
         if grad_z is None and grad_kl is None:
             return (None,) * 5
         gradients = primitives.latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, **ctx.options)
-        needed = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[: len(gradients)], strict=True)]
+        needs = ctx.needs_input_grad[: len(gradients)]
+        needed = [g if need else None for g, need in zip(gradients, needs, strict=True)]
         return *needed, *(None,) * (5 - len(needed))
 
     @staticmethod
