@@ -44,7 +44,7 @@ class Limits(NamedTuple):
         return "arithmetic" if self.in_cache / threads >= EXPLAINED * self.all_threads else "memory"
 
 
-def _call(work: Work, threads: int) -> Callable[[], Any]:
+def _call(work: Work) -> Callable[[], Any]:
     backend = backend_for("cpu")
     first, second = OPS[work.op].inputs(work, torch.Generator().manual_seed(0))
     seed, upstream, one = torch.zeros(1, dtype=torch.int64), torch.randn(first.shape).to(first.dtype), torch.ones(())
@@ -56,32 +56,26 @@ def _call(work: Work, threads: int) -> Callable[[], Any]:
         backend.latent_forward(first, second, seed, None, None, **LATENT_OPTIONS)
         backend.latent_backward(upstream, one, first, second, seed, None, None, **LATENT_OPTIONS)
 
-    run = reconstruction if work.op in LIKELIHOODS else latent
-
-    def call() -> None:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        run()
-
-    return call
+    return reconstruction if work.op in LIKELIHOODS else latent
 
 
 def measure(work: Work, budget: float = 4.0) -> Limits:
     """All of one work."""
     threads, (rows, cols) = torch.get_num_threads(), work.shape
     some = IN_CACHE * rows // bytes_moved(work)
+    whole = _call(work)
     calls = {
-        "some": _call(work._replace(shape=(some, cols)), 1),
-        "few": _call(work._replace(shape=(1, cols)), 1),
-        "one": _call(work, 1),
-        "all": _call(work, threads),
-        "floor": bandwidth.three_stream(bytes_moved(work), "cpu"),
+        "some": (1, _call(work._replace(shape=(some, cols)))),
+        "few": (1, _call(work._replace(shape=(1, cols)))),
+        "one": (1, whole),
+        "all": (threads, whole),
+        "floor": (threads, bandwidth.three_stream(bytes_moved(work), "cpu")),
     }
     times = {}
     try:
-        for name, call in calls.items():  # one by one: the caches are the question
+        for name, (count, call) in calls.items():  # one by one: the caches are the question
+            torch.set_num_threads(count)
             times[name] = median(interleaved({name: call}, "cpu", budget=budget / len(calls))[name])
-            torch.set_num_threads(threads)
     finally:
         torch.set_num_threads(threads)
     in_cache = (times["some"] - times["few"]) / ((some - 1) * cols)
