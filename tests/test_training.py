@@ -202,7 +202,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(run: Path, tmp_path: Path, mon
 
 
 def heed_interrupts() -> None:
-    """What a shell does not for a command it runs in the background."""
+    """Where a shell runs the tests in the background, it has made them, and what they start, ignore them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
