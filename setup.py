@@ -96,11 +96,12 @@ class BuildExtension(build_ext):
 
         objects = Path(self.build_temp) / "csrc"
         common = ["-DFASTVAE_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
-        jobs = [(SOURCES / "threads.cpp", "host", []), (SOURCES / "host.cpp", "host", common)]
-        for source in ("host_reconstruction.cpp", "host_latent.cpp", "host_math.cpp"):
-            jobs.append((SOURCES / source, "baseline", [*common, "-DFASTVAE_ISA=baseline"]))
+        host = SOURCES / "host"
+        jobs = [(host / "threads.cpp", "host", []), (host / "primitives.cpp", "host", common)]
+        for source in ("reconstruction.cpp", "latent.cpp", "math.cpp"):
+            jobs.append((host / source, "baseline", [*common, "-DFASTVAE_ISA=baseline"]))
             if common:
-                jobs.append((SOURCES / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))
+                jobs.append((host / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))
         with_cuda = isinstance(toolkit, Toolkit)
         jobs.append((SOURCES / "bindings.cpp", "bindings", ["-DFASTVAE_WITH_CUDA"] if with_cuda else []))
         linux = sys.platform.startswith("linux")
@@ -119,13 +120,13 @@ class BuildExtension(build_ext):
         def compile_cuda(source: Path) -> str:
             target = objects / "cuda" / f"{source.stem}.o"
             target.parent.mkdir(parents=True, exist_ok=True)
-            read = [source, *SOURCES.glob("*.h"), *SOURCES.glob("*.cuh"), Path("setup.py")]
+            read = [source, *SOURCES.glob("*.h"), *source.parent.glob("*.*h"), Path("setup.py")]
             if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in read):
                 subprocess.run(toolkit.command(source, target), check=True)
             return str(target)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            kernels = sorted(SOURCES.glob("*.cu")) if with_cuda else []
+            kernels = sorted(SOURCES.glob("device/*.cu")) if with_cuda else []
             waiting = [pool.submit(compile_host, *job) for job in jobs[:1]]  # no compiler: seen at once
             waiting[0].result()
             waiting += [pool.submit(compile_cuda, kernel) for kernel in kernels]
@@ -155,6 +156,6 @@ setup(
     ],
     package_dir={"fastvae.kernels": "kernels"},
     package_data={"fastvae": ["py.typed", "_C.pyi"]},
-    ext_modules=[Extension("fastvae._C", sorted(map(str, SOURCES.glob("*.cpp"))), optional=True)],
+    ext_modules=[Extension("fastvae._C", sorted(map(str, SOURCES.rglob("*.cpp"))), optional=True)],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastvae.backends import load
+from fastvae.registry import load
 
 CALLS, RUNS = 2000, 15
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastvae.backends import backend_for
 from fastvae.bench import bandwidth
 from fastvae.bench.ops import OPS, bytes_moved
 from fastvae.bench.timing import interleaved, median
 from fastvae.bench.works import Work
 from fastvae.functional import BCE_EPS
+from fastvae.registry import backend_for
 
 from .bars import HALF, LATENT, LOGITS, PROBS
 from .overhead import LATENT as LATENT_OPTIONS

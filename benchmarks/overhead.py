@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fastvae import functional, ops
-from fastvae.backends import backend_for
 from fastvae.bench.ops import OPS
 from fastvae.bench.timing import interleaved, median
 from fastvae.bench.works import Work
+from fastvae.registry import backend_for
 
 LATENT = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
 RECONSTRUCTION = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean", "with_gradient": True}

@@ -1,11 +1,11 @@
 // The Python module fastvae._C: integers in (addresses, strides, sizes, codes), work done, nothing of PyTorch anywhere.
-// Checks of device, dtype, layout and size are Python's, before any address is taken (kernels/extension/).
+// Checks of device, dtype, layout and size are Python's, before any address is taken (kernels/compiled/).
 #include <pybind11/pybind11.h>
 
 #include <optional>
 
 #ifdef FASTVAE_WITH_CUDA
-#include "cuda.h"
+#include "device/primitives.h"
 #endif
 #include "primitives.h"
 #include "types.h"
@@ -164,7 +164,7 @@ void define(py::module_& module) {
 }  // namespace fastvae
 
 PYBIND11_MODULE(_C, module) {
-    module.doc() = "Fused VAE kernels on raw addresses; see kernels/extension/.";
+    module.doc() = "Fused VAE kernels on raw addresses; see kernels/compiled/.";
     module.def("instructions", &fastvae::use_instructions, py::arg("use") = "");
     module.def("evaluate", [](const std::string& function, uintptr_t numbers, uintptr_t results, int64_t count) {
         if (!fastvae::evaluate(function, fastvae::at<float>(numbers), fastvae::at<float>(results), count)) {

@@ -10,7 +10,7 @@
 #include "types.h"
 #define FASTVAE_MATH __device__ __forceinline__
 #else
-#include "simd.h"
+#include "host/simd.h"
 #define FASTVAE_MATH FASTVAE_INLINE
 #endif
 

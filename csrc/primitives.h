@@ -1,4 +1,4 @@
-// The primitives of kernels/__init__.py as the bindings call them: on a CPU here, on a GPU in cuda.h.
+// The primitives of kernels/__init__.py as the bindings call them: on a CPU here, on a GPU in device/primitives.h.
 #pragma once
 
 #include <cmath>

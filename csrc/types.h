@@ -1,4 +1,4 @@
-// What a tensor's memory holds: dtype codes as Python passes them (kernels/extension/__init__.py), the C++ type behind
+// What a tensor's memory holds: dtype codes as Python passes them (kernels/compiled/__init__.py), the C++ type behind
 // each code, and the type arithmetic is done in: double for double, float for the rest.
 #pragma once
 

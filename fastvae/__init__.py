@@ -7,7 +7,6 @@
 """
 
 from . import functional, nn, random
-from .backends import backends, use_backend
 from .functional import (
     bce,
     bce_with_logits,
@@ -21,6 +20,7 @@ from .functional import (
     sample_with_kl,
     vae_loss,
 )
+from .registry import backends, use_backend
 
 __version__ = "0.1.0"
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, ops
+from . import ops, registry
 from .kernels import reference
 from .kernels.layout import TOTAL_REDUCTIONS
 from .kernels.reference import latent as reference_latent
@@ -51,7 +51,7 @@ def apply(
 def _direct(function: Any) -> Callable[..., tuple[Tensor, ...]]:
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         *tensors, options = args
-        ctx.primitives, ctx.backend = ops.primitives(*tensors), backends.asked_for()
+        ctx.primitives, ctx.backend = ops.primitives(*tensors), registry.asked_for()
         outputs = function.run(ctx.primitives, *tensors, *options)
         function.setup_context(ctx, (*tensors, *options), outputs)
         return outputs[: function.LOSSES]
@@ -61,7 +61,7 @@ def _direct(function: Any) -> Callable[..., tuple[Tensor, ...]]:
             return *function.gradients(ctx, reference, True, *grads), None
         if ctx.primitives is not ops.OPERATORS and not ops.listened_to():
             return *function.gradients(ctx, ctx.primitives, False, *grads), None
-        with backends.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
+        with registry.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
             return *function.gradients(ctx, ops.OPERATORS, False, *grads), None
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}

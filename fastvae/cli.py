@@ -169,7 +169,7 @@ def _check_data_first(config: Config) -> None:
 def _backend(name: str | None) -> Any:
     import contextlib
 
-    from .backends import use_backend
+    from .registry import use_backend
 
     if name is None:
         return contextlib.nullcontext()
@@ -301,7 +301,7 @@ def run_info(_: argparse.Namespace) -> None:
     import torch
 
     from . import __version__
-    from .backends import backend_name, backends
+    from .registry import backend_name, backends
 
     lines: list[tuple[str, str]] = [
         ("fastvae", __version__),

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import backend_for
 from .kernels.layout import loss_dtype, loss_shape
+from .registry import backend_for
 
 _library = torch.library.Library("fastvae", "DEF")
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .backends import backend_name
 from .data import Data, Split, batches, load
 from .errors import UserError
 from .models import Model, build
+from .registry import backend_name
 
 MODELS = ("vae", "cvae", "conv")
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,6 +1,6 @@
-"""The kernel primitives, once per backend: ``reference`` (plain torch), ``numba``, ``triton``, ``extension``.
+"""The kernel primitives, once per backend: ``reference`` (plain torch), ``numba``, ``triton``, ``compiled``.
 
-``reference`` is the specification; ``extension`` holds two backends, ``cpp`` and ``cuda``. A backend is one module with
+``reference`` is the specification; ``compiled`` holds two backends, ``cpp`` and ``cuda``. A backend is one module with
 these functions. They take and return plain tensors, know nothing of autograd, and are called with devices, dtypes and
 shapes that ``fastvae/functional.py`` has checked:
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from benchmarks import bars, cases, publish, startup
-from fastvae.backends import backend_name
 from fastvae.bench import contenders, hardware, memory, ops, suite, table, timing, training, works
 from fastvae.bench.command import as_json
 from fastvae.bench.works import BF16, TRAINING, U8, Work
 from fastvae.cli import main
 from fastvae.errors import UserError
+from fastvae.registry import backend_name
 
 ROOT = Path(__file__).parent.parent
 SMALL = Work("elbo_loss", (16, 24), latent=4)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastvae
-from fastvae.backends import backend_for
+from fastvae.registry import backend_for
 
 M, LV, L, X = torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 9), torch.full((4, 9), 0.5)
 META = torch.zeros(4, 3, device="meta")
@@ -144,7 +144,7 @@ def test_a_backend_that_cannot_serve_says_why() -> None:
 
 
 def test_backend_from_the_environment() -> None:
-    code = "from fastvae.backends import backend_name; print(backend_name('cpu'))"
+    code = "from fastvae.registry import backend_name; print(backend_name('cpu'))"
     for name in ("torch", "numba"):
         run = subprocess.run(
             [sys.executable, "-c", code],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends import backends, use_backend
+from ..registry import backends, use_backend
 from . import bandwidth, training
 from .ops import OPS, bytes_moved
 from .timing import Call

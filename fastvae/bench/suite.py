@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..backends import backend_name
+from ..registry import backend_name
 from . import bandwidth, hardware
 from .contenders import FLOOR, contenders, ours
 from .memory import peak_extra_bytes

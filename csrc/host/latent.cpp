@@ -5,9 +5,9 @@
 // cache, and never leaves it. A row is an example, or 4096 elements where all tensors are dense.
 #include <type_traits>
 
-#include "host.h"
-#include "latent.h"
-#include "philox.h"
+#include "spans.h"
+#include "../latent.h"
+#include "../philox.h"
 
 namespace fastvae {
 namespace FASTVAE_ISA {

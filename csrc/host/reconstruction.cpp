@@ -4,8 +4,8 @@
 // read and 4 written. A row is an example, or 4096 elements where a total of dense tensors is wanted.
 #include <type_traits>
 
-#include "host.h"
-#include "likelihoods.h"
+#include "spans.h"
+#include "../likelihoods.h"
 
 namespace fastvae {
 namespace FASTVAE_ISA {

@@ -12,7 +12,7 @@
 #include <string>
 #include <type_traits>
 
-#include "cuda.h"
+#include "primitives.h"
 
 namespace fastvae {
 namespace device {

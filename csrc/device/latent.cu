@@ -2,10 +2,10 @@
 //
 // Forward reads mu and scale once and writes z (float32: 8 bytes an element read, 4 written); backward reads them and the
 // gradient of z again and writes two gradients (12 read, 8 written). Noise is made in registers, four normals a counter.
-#include "latent.h"
+#include "../latent.h"
 
 #include "memory.cuh"
-#include "philox.h"
+#include "../philox.h"
 #include "rows.cuh"
 
 namespace fastvae {

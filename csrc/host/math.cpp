@@ -1,6 +1,6 @@
 // The functions of math.h and philox.h on arrays of numbers, so that tests can hold them to the errors they state.
-#include "host.h"
-#include "philox.h"
+#include "spans.h"
+#include "../philox.h"
 
 namespace fastvae {
 namespace FASTVAE_ISA {

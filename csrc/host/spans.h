@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "work.h"
+#include "../work.h"
 
 namespace fastvae {
 

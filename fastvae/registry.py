@@ -35,8 +35,8 @@ BACKENDS: dict[str, Backend] = {
     "torch": Backend("fastvae.kernels.reference", (), "torch"),
     "numba": Backend("fastvae.kernels.numba", ("cpu",), "numba"),
     "triton": Backend("fastvae.kernels.triton", ("cuda",), "triton"),
-    "cpp": Backend("fastvae.kernels.extension.cpp", ("cpu",), "the compiled extension"),
-    "cuda": Backend("fastvae.kernels.extension.cuda", ("cuda",), "the compiled extension"),
+    "cpp": Backend("fastvae.kernels.compiled.cpp", ("cpu",), "the compiled extension"),
+    "cuda": Backend("fastvae.kernels.compiled.cuda", ("cuda",), "the compiled extension"),
 }
 
 DEFAULTS: dict[str, tuple[str, ...]] = {

@@ -3,7 +3,7 @@
 // Reads recon and target once, in 16-byte vectors. The one-pass forward writes the gradient beside the loss: for float32,
 // 8 bytes an element read and 4 written; for bfloat16 with a uint8 target, 3 and 2. A backward by row is the same loop
 // without the sum.
-#include "likelihoods.h"
+#include "../likelihoods.h"
 #include "memory.cuh"
 #include "rows.cuh"
 

@@ -2,7 +2,7 @@
 // can capture it. Errors of a launch are exceptions.
 #pragma once
 
-#include "primitives.h"
+#include "../primitives.h"
 
 namespace fastvae {
 namespace device {

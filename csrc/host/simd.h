@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "types.h"
+#include "../types.h"
 
 #ifdef __AVX2__
 #include <immintrin.h>

@@ -1,6 +1,6 @@
 // The primitives on a CPU: picks the loops for this processor, runs them, adds the sums of rows up. Rows are added in
 // order, whatever thread summed them: the same bits for any number of threads.
-#include "host.h"
+#include "spans.h"
 
 #include <algorithm>
 #include <memory>
@@ -9,9 +9,9 @@
 #include <sys/mman.h>
 #endif
 
-#include "primitives.h"
+#include "../primitives.h"
 #include "threads.h"
-#include "types.h"
+#include "../types.h"
 
 namespace fastvae {
 namespace {
