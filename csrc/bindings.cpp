@@ -1,6 +1,7 @@
 // The Python module fastvae._C: integers in (addresses, strides, sizes, codes), work done, nothing of PyTorch anywhere.
 // Checks of device, dtype, layout and size are Python's, before any address is taken (kernels/compiled/).
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 
@@ -166,6 +167,7 @@ void define(py::module_& module) {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Fused VAE kernels on raw addresses; see kernels/compiled/.";
     module.def("instructions", &fastvae::use_instructions, py::arg("use") = "");
+    module.def("likelihood_names", &fastvae::likelihood_names);
     module.def("evaluate", [](const std::string& function, uintptr_t numbers, uintptr_t results, int64_t count) {
         if (!fastvae::evaluate(function, fastvae::at<float>(numbers), fastvae::at<float>(results), count)) {
             throw std::invalid_argument("no function " + function);

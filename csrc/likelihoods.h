@@ -1,7 +1,11 @@
 // Each reconstruction term for one number (or one vector of them): (y, x, parameter) → nll = additive + log(factor), and
 // ∂nll/∂y. A loop multiplies factors in [½, 2] and takes one logarithm for many, times FACTOR_SIGN; a term without a
-// factor has HAS_FACTOR false. Formulas and sources: kernels/reference/likelihoods.py, whose order the codes follow.
+// factor has HAS_FACTOR false. Formulas and sources: kernels/likelihoods.py.
 #pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "math.h"
 
@@ -14,6 +18,7 @@ struct Terms {
 };
 
 struct BernoulliLogits {
+    static constexpr const char* NAME = "bernoulli_logits";
     static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = false;
     static constexpr float FACTOR_SIGN = 1;
 
@@ -41,6 +46,7 @@ struct WithoutFactor {
 };
 
 struct BernoulliProbs : WithoutFactor<BernoulliProbs> {
+    static constexpr const char* NAME = "bernoulli_probs";
     static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = true;
 
     template <class V>
@@ -76,6 +82,7 @@ struct BernoulliProbsSummed {
 #endif
 
 struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
+    static constexpr const char* NAME = "bernoulli_probs_log_clamped";
     static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = true;
 
     template <class V>
@@ -92,6 +99,7 @@ struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
 };
 
 struct ContinuousBernoulliLogits : WithoutFactor<ContinuousBernoulliLogits> {
+    static constexpr const char* NAME = "continuous_bernoulli_logits";
     static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = false;
 
     template <class V>
@@ -114,6 +122,7 @@ struct ContinuousBernoulliLogits : WithoutFactor<ContinuousBernoulliLogits> {
 };
 
 struct Gaussian : WithoutFactor<Gaussian> {
+    static constexpr const char* NAME = "gaussian";
     static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
 
     template <class V>
@@ -125,6 +134,7 @@ struct Gaussian : WithoutFactor<Gaussian> {
 };
 
 struct SquaredError : WithoutFactor<SquaredError> {
+    static constexpr const char* NAME = "mse";
     static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
 
     template <class V>
@@ -135,6 +145,7 @@ struct SquaredError : WithoutFactor<SquaredError> {
 };
 
 struct AbsoluteError : WithoutFactor<AbsoluteError> {
+    static constexpr const char* NAME = "l1";
     static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
 
     template <class V>
@@ -145,19 +156,28 @@ struct AbsoluteError : WithoutFactor<AbsoluteError> {
     }
 };
 
-// Calls f(LIKELIHOOD{}) for the likelihood of the code: its place in kernels/reference/likelihoods.py.
+// Every likelihood there is; its code is its place here, and Python learns both from likelihood_names().
+template <class... TERM>
+struct Listed {};
+using Likelihoods = Listed<BernoulliLogits, BernoulliProbs, BernoulliProbsLogClamped, ContinuousBernoulliLogits, Gaussian,
+                              SquaredError, AbsoluteError>;
+
+template <class... TERM>
+std::vector<std::string> names_of(Listed<TERM...>) {
+    return {TERM::NAME...};
+}
+
+template <class F, class FIRST, class... REST>
+auto with_code(int code, F f, Listed<FIRST, REST...>) -> decltype(f(FIRST{})) {
+    if (code == 0) return f(FIRST{});
+    if constexpr (sizeof...(REST) != 0) return with_code(code - 1, f, Listed<REST...>{});
+    throw std::invalid_argument("likelihood code is none of likelihood_names()");
+}
+
+// Calls f(LIKELIHOOD{}) for the likelihood of the code.
 template <class F>
-auto with_likelihood(int likelihood, F f) {
-    switch (likelihood) {
-        case 0: return f(BernoulliLogits{});
-        case 1: return f(BernoulliProbs{});
-        case 2: return f(BernoulliProbsLogClamped{});
-        case 3: return f(ContinuousBernoulliLogits{});
-        case 4: return f(Gaussian{});
-        case 5: return f(SquaredError{});
-        case 6: return f(AbsoluteError{});
-        default: throw std::invalid_argument("likelihood code must be in [0, 7)");
-    }
+auto with_likelihood(int code, F f) {
+    return with_code(code, f, Likelihoods{});
 }
 
 }  // namespace FASTVAE_ISA

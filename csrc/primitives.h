@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "work.h"
 
@@ -52,6 +53,9 @@ struct ELBO {
 
 // Which host loops run: "avx2" or "baseline". A name chooses, so that a test can see both; "" only asks.
 std::string use_instructions(const std::string& name);
+
+// The likelihoods there are functions for, in the order of their codes.
+std::vector<std::string> likelihood_names();
 
 // results[k] = function(numbers[k]), by the loops in use; false if there is no such function. For tests.
 bool evaluate(const std::string& function, const float* numbers, float* results, int64_t count);

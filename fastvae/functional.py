@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from . import autograd, checks
+from .kernels import likelihoods
 from .random import draw_seed
 
-LIKELIHOODS = ("bernoulli_logits", "bernoulli_probs", "continuous_bernoulli_logits", "gaussian", "mse", "l1")
-BCE_EPS = 1e-8
+LIKELIHOODS = likelihoods.NAMES
+BCE_EPS = likelihoods.default_number("bernoulli_probs")
 
 
 class ELBOLoss(NamedTuple):
@@ -306,7 +307,6 @@ def gaussian_nll(mean: Tensor, target: Tensor, *, var: float = 1.0, reduction: s
 
 
 _ELBO_REDUCTIONS = ("example", "sum", "batchmean")
-_PARAMETERS = {"bernoulli_probs": BCE_EPS, "gaussian": 1.0}
 
 
 def elbo_loss(
@@ -369,7 +369,7 @@ def elbo_loss(
     mu, scale, _, _ = checks.one_dtype(mu, scale)
     weight = 1.0 if isinstance(beta, Tensor) else checks.number("beta", beta, 0)
     recon, target, _ = _dense(recon, target, reduction)
-    parameter, with_gradient = _PARAMETERS.get(likelihood, 0.0), autograd.one_pass(recon, reduction)
+    parameter, with_gradient = likelihoods.default_number(likelihood), autograd.one_pass(recon, reduction)
     options = likelihood, parameter, log_scale, weight, free_bits, reduction, with_gradient
     loss, reconstruction, kl, *_ = autograd.apply(autograd.ELBO, (recon, target, mu, scale), options)
     if isinstance(beta, Tensor):

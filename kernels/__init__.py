@@ -24,7 +24,7 @@ Shapes and values
     ``recon``, ``target``: ``[B, *data]``; ``target`` is uint8 (meaning x/255), float32 or of the dtype of ``recon``.
     ``reduction``: ``"none"``, ``"example"``, ``"sum"``, ``"mean"``, ``"batchmean"``; for the latent pair ``""``: no KL.
     ``with_gradient`` comes only with the last three, the *total* reductions.
-    ``likelihood``: a key of ``reference.likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
+    ``likelihood``: a key of ``likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
     Arithmetic is in float64 for float64 inputs, else in float32. Elementwise outputs, z and gradients have the dtype
     of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
     Any layout may come in; ``layout.as_rows`` turns it into rows with a stride.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .likelihoods import LIKELIHOODS
+
 
 def unit_range_error(name: str, tensor: torch.Tensor) -> ValueError | None:
     """The error for ``tensor`` as Bernoulli ``name`` if some value lies outside [0, 1]; NaN is not outside."""
@@ -21,11 +23,12 @@ def unit_range_error(name: str, tensor: torch.Tensor) -> ValueError | None:
 
 
 def check_unit_range(likelihood: str, recon: torch.Tensor, target: torch.Tensor) -> None:
-    """Raise the ``ValueError`` of a Bernoulli likelihood for CPU tensors with values outside [0, 1], if it is due."""
-    if "bernoulli" not in likelihood or recon.device.type != "cpu":
+    """Raise the ``ValueError`` of a likelihood on [0, 1] for CPU tensors with values outside [0, 1]."""
+    row = LIKELIHOODS[likelihood]
+    if recon.device.type != "cpu":
         return
-    error = unit_range_error("target", target)
-    if error is None and "probs" in likelihood:
-        error = unit_range_error("probs", recon)
+    error = unit_range_error("target", target) if row.unit_target else None
+    if error is None and row.unit_recon:
+        error = unit_range_error(row.recon, recon)
     if error is not None:
         raise error

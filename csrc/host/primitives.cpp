@@ -126,6 +126,8 @@ std::string use_instructions(const std::string& name) {
     return used;
 }
 
+std::vector<std::string> likelihood_names() { return baseline::likelihood_names(); }
+
 bool evaluate(const std::string& function, const float* numbers, float* results, int64_t count) {
     return FASTVAE_PICK(evaluate)(function, numbers, results, count);
 }

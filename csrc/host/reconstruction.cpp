@@ -172,6 +172,8 @@ Span<Reconstruction> reconstruction_span(const Reconstruction& work) {
     });
 }
 
+std::vector<std::string> likelihood_names() { return names_of(Likelihoods{}); }
+
 Span<Rescale> rescale_span(const Rescale& work) {
     return with_dtype(work.type, [](auto element) -> Span<Rescale> { return rescale<decltype(element)>; });
 }

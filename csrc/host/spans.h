@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "../work.h"
 
@@ -16,6 +17,7 @@ using Span = int (*)(const WORK& work, int64_t first, int64_t last);
     Span<Latent> latent_forward_span(const Latent&);                 \
     Span<Latent> latent_backward_span(const Latent&);                \
     Span<Rescale> rescale_span(const Rescale&);                      \
+    std::vector<std::string> likelihood_names();                     \
     bool evaluate(const std::string& name, const float* numbers, float* results, int64_t count);
 
 namespace baseline {

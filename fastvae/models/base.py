@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..kernels.likelihoods import LIKELIHOODS
 
 
 class Output(NamedTuple):
@@ -117,13 +118,7 @@ class Model(nn.Module):
 
     def mean(self, recon: Tensor) -> Tensor:
         """The mean of p(x|z), which is what one shows: ``[B, *data_shape]``."""
-        if self.likelihood == "bernoulli_logits":
-            recon = torch.sigmoid(recon)
-        elif self.likelihood == "continuous_bernoulli_logits":
-            near = recon.abs() < 1e-2
-            safe = torch.where(near, 1.0, recon)
-            recon = torch.where(near, 0.5 + recon / 12, -1 / torch.expm1(-safe) - 1 / safe)
-        return recon.reshape(-1, *self.data_shape)
+        return LIKELIHOODS[self.likelihood].mean(recon).reshape(-1, *self.data_shape)
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..checks import check_unit_range
 from ..layout import TOTAL_REDUCTIONS, accumulator, as_rows, upstream_by_row
-from ..reference.likelihoods import LIKELIHOODS
+from ..likelihoods import bound
+from . import native
 
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}  # csrc/types.h
 ACCUMULATORS = {dtype: accumulator(dtype) for dtype in TYPES}
 REDUCTIONS = {"": -1, "none": 0, "example": 1, "sum": 2, "mean": 3, "batchmean": 4}  # csrc/primitives.h
-CODES = {name: code for code, name in enumerate(LIKELIHOODS)}  # csrc/likelihoods.h
+CODES = bound("cpp", native.likelihood_names())
 TOTALS = frozenset(TOTAL_REDUCTIONS)
 NO_PRIOR = (0, 0, 0, 0)
 

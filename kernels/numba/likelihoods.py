@@ -1,20 +1,16 @@
 """Each reconstruction term for one element: ``(y, x, parameter) → (additive, factor, derivative)``.
 
 nll = additive + log(factor), so that a loop can multiply factors in [1, 2] and take one logarithm for many; a term
-without such a factor returns 1. Formulas and sources: kernels/reference/likelihoods.py.
+without such a factor returns 1. Formulas and sources: kernels/likelihoods.py.
 """
 
 from __future__ import annotations
 
 import math
 
-from ..reference.likelihoods import LIKELIHOODS
+from ..likelihoods import LIKELIHOODS, bound
 from .intrinsics import constant, inlined, select
 from .math import exact, exp_negative, log, log_normal
-
-IDS = {name: index for index, name in enumerate(LIKELIHOODS)}
-BOUNDED_TARGET = frozenset(i for name, i in IDS.items() if "bernoulli" in name)
-BOUNDED_RECON = frozenset(i for name, i in IDS.items() if "probs" in name)
 
 
 @exact
@@ -119,14 +115,18 @@ def l1(y, x, _):
 
 
 TERMS = {
-    IDS["bernoulli_logits"]: bernoulli_logits,
-    IDS["bernoulli_probs"]: bernoulli_probs,
-    IDS["bernoulli_probs_log_clamped"]: bernoulli_probs_log_clamped,
-    IDS["continuous_bernoulli_logits"]: continuous_bernoulli_logits,
-    IDS["gaussian"]: gaussian,
-    IDS["mse"]: mse,
-    IDS["l1"]: l1,
+    "bernoulli_logits": bernoulli_logits,
+    "bernoulli_probs": bernoulli_probs,
+    "bernoulli_probs_log_clamped": bernoulli_probs_log_clamped,
+    "continuous_bernoulli_logits": continuous_bernoulli_logits,
+    "gaussian": gaussian,
+    "mse": mse,
+    "l1": l1,
 }
+IDS = bound("numba", TERMS)
+BOUNDED_TARGET = frozenset(IDS[name] for name, row in LIKELIHOODS.items() if row.unit_target)
+BOUNDED_RECON = frozenset(IDS[name] for name, row in LIKELIHOODS.items() if row.unit_recon)
+_BY_ID = dict(enumerate(TERMS.values()))
 
 
 def terms(likelihood, y, x, parameter):
@@ -141,7 +141,7 @@ def element_terms(likelihood, y, x, parameter):
 
 @inlined(terms)
 def _terms(likelihood, y, x, parameter):
-    term = TERMS[likelihood.literal_value]
+    term = _BY_ID[likelihood.literal_value]
     return lambda likelihood, y, x, parameter: term(y, x, parameter)
 
 
@@ -154,7 +154,7 @@ def _element_terms(likelihood, y, x, parameter):
             return additive + log_normal(factor), derivative
 
         return logits_terms
-    term = TERMS[likelihood.literal_value]
+    term = _BY_ID[likelihood.literal_value]
 
     def other_terms(likelihood, y, x, parameter):
         additive, _, derivative = term(y, x, parameter)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import check_unit_range
 from ..layout import accumulator, loss_dtype, reduction_weight
-from .likelihoods import LIKELIHOODS
+from ..likelihoods import LIKELIHOODS
 
 
 def prepare(recon: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

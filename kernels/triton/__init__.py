@@ -13,7 +13,6 @@ from torch import Tensor
 from ..layout import Grid, accumulator, cols, given_priors, loss_dtype, loss_shape, reduction_weight, upstream_by_row
 from . import elbo, latent, reconstruction, reduce
 from .launch import INTERPRETED, PROGRAMS, TILE, Launch, plan, run
-from .likelihoods import IDS
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 UNAVAILABLE = "" if INTERPRETED or torch.cuda.is_available() else "torch sees no CUDA device"
@@ -66,7 +65,7 @@ def reconstruction_forward(
         return [_no_loss(reduction, recon), *([gradient] if with_gradient else [])]
     parameter = _parameter(likelihood, parameter, recon.dtype)
     grid, tiles = _rows([recon, target], by_example=reduction == "example")
-    common = {"LIKELIHOOD": IDS[likelihood], "ROWS": tiles.rows, "BLOCK": tiles.block}
+    common = {"LIKELIHOOD": likelihood, "ROWS": tiles.rows, "BLOCK": tiles.block}
     sizes = (grid.rows, grid.cols, *grid.strides, tiles.steps, tiles.chunks)
     if reduction == "none":
         nll = torch.empty(recon.shape, dtype=recon.dtype, device=recon.device)
@@ -97,7 +96,7 @@ def reconstruction_backward(
     weight = reduction_weight(reduction, recon)
     parameter = _parameter(likelihood, parameter, recon.dtype)
     sizes = (grid.rows, grid.cols, stride, *strides, tiles.steps, tiles.chunks)
-    constants = {"LIKELIHOOD": IDS[likelihood], "ROWS": tiles.rows, "BLOCK": tiles.block}
+    constants = {"LIKELIHOOD": likelihood, "ROWS": tiles.rows, "BLOCK": tiles.block}
     args = (upstream, *inputs, gradient, parameter, weight, *sizes)
     run(reconstruction.backward, tiles.programs, recon, *args, **constants, BY_ELEMENT=by_row is None)
     return gradient
@@ -257,7 +256,7 @@ def elbo_forward(
         grid.rows, grid.cols, *grid.strides, tiles.steps, tiles.chunks, tiles.programs,
         *latent_grid.tensors, kl_partials, free_bits, latent_grid.rows, latent_grid.cols, cols(mu),
         *latent_grid.strides, latent_tiles.steps, latent_tiles.chunks,
-        LIKELIHOOD=IDS[likelihood], WITH_GRADIENT=with_gradient, ROWS=tiles.rows, BLOCK=tiles.block,
+        LIKELIHOOD=likelihood, WITH_GRADIENT=with_gradient, ROWS=tiles.rows, BLOCK=tiles.block,
         LOG_SCALE=log_scale, FREE_BITS=free_bits > 0, DIVIDE=divide,
         LATENT_ROWS=latent_tiles.rows, LATENT_BLOCK=latent_tiles.block,
     )  # fmt: skip

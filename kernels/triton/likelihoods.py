@@ -1,7 +1,7 @@
 """Each reconstruction term for a tile: ``(y, x, parameter) → (additive, factor, derivative)``.
 
 nll = additive + log(factor): a loop multiplies factors in [1, 2] and takes one logarithm for up to 64 of them. A term
-without such a factor has 1, which the compiler removes. Formulas and sources: kernels/reference/likelihoods.py.
+without such a factor has 1, which the compiler removes. Formulas and sources: kernels/likelihoods.py.
 """
 
 from __future__ import annotations
@@ -9,16 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..reference.likelihoods import LIKELIHOODS
+from ..likelihoods import bound
 from .approx import exp, log, reciprocal
 
-IDS = {name: index for index, name in enumerate(LIKELIHOODS)}
-BERNOULLI_LOGITS = tl.constexpr(IDS["bernoulli_logits"])
-BERNOULLI_PROBS = tl.constexpr(IDS["bernoulli_probs"])
-BERNOULLI_PROBS_LOG_CLAMPED = tl.constexpr(IDS["bernoulli_probs_log_clamped"])
-CONTINUOUS_BERNOULLI_LOGITS = tl.constexpr(IDS["continuous_bernoulli_logits"])
-GAUSSIAN = tl.constexpr(IDS["gaussian"])
-MSE = tl.constexpr(IDS["mse"])
 TWO_PI = tl.constexpr(6.283185307179586)
 
 
@@ -109,35 +102,64 @@ def continuous_bernoulli_logits(y, x):
 
 
 @triton.jit
+def gaussian(y, x, var):
+    d, precision = y - x, 1.0 / var
+    return 0.5 * (d * d * precision + log(var * TWO_PI)), 1.0, d * precision
+
+
+@triton.jit
+def mse(y, x):
+    d = y - x
+    return d * d, 1.0, d + d
+
+
+@triton.jit
+def l1(y, x):
+    d = y - x
+    return tl.abs(d), 1.0, tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d * 0.0))  # d·0 keeps a NaN
+
+
+TERMS = {
+    "bernoulli_logits": bernoulli_logits,
+    "bernoulli_probs": bernoulli_probs,
+    "bernoulli_probs_log_clamped": bernoulli_probs_log_clamped,
+    "continuous_bernoulli_logits": continuous_bernoulli_logits,
+    "gaussian": gaussian,
+    "mse": mse,
+    "l1": l1,
+}
+bound("triton", TERMS)
+
+
+@triton.jit
 def terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
     """``(additive, factor, derivative)``; ``parameter`` is eps or var, where there is one."""
-    if LIKELIHOOD == BERNOULLI_LOGITS:
+    if LIKELIHOOD == "bernoulli_logits":
         return bernoulli_logits(y, x)
-    elif LIKELIHOOD == BERNOULLI_PROBS:
+    elif LIKELIHOOD == "bernoulli_probs":
         return bernoulli_probs(y, x, parameter)
-    elif LIKELIHOOD == BERNOULLI_PROBS_LOG_CLAMPED:
+    elif LIKELIHOOD == "bernoulli_probs_log_clamped":
         return bernoulli_probs_log_clamped(y, x)
-    elif LIKELIHOOD == CONTINUOUS_BERNOULLI_LOGITS:
+    elif LIKELIHOOD == "continuous_bernoulli_logits":
         return continuous_bernoulli_logits(y, x)
-    elif LIKELIHOOD == GAUSSIAN:
-        d, precision = y - x, 1.0 / parameter
-        return 0.5 * (d * d * precision + log(parameter * TWO_PI)), 1.0, d * precision
-    elif LIKELIHOOD == MSE:
-        d = y - x
-        return d * d, 1.0, d + d
-    else:  # l1; d·0 keeps a NaN
-        d = y - x
-        return tl.abs(d), 1.0, tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d * 0.0))
+    elif LIKELIHOOD == "gaussian":
+        return gaussian(y, x, parameter)
+    elif LIKELIHOOD == "mse":
+        return mse(y, x)
+    elif LIKELIHOOD == "l1":
+        return l1(y, x)
+    else:
+        tl.static_assert(False, "a likelihood of TERMS is not among these")
 
 
 @triton.jit
 def element_terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
     """``(nll, derivative)``, for elementwise output."""
-    if LIKELIHOOD == BERNOULLI_LOGITS:
+    if LIKELIHOOD == "bernoulli_logits":
         return bernoulli_logits_exact(y, x)
-    elif LIKELIHOOD == BERNOULLI_PROBS:
+    elif LIKELIHOOD == "bernoulli_probs":
         return bernoulli_probs_exact(y, x, parameter)
-    elif LIKELIHOOD == BERNOULLI_PROBS_LOG_CLAMPED:
+    elif LIKELIHOOD == "bernoulli_probs_log_clamped":
         return bernoulli_probs_log_clamped_exact(y, x)
     else:
         nll, _, derivative = terms(y, x, parameter, LIKELIHOOD)

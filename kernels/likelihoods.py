@@ -1,0 +1,190 @@
+"""THE table of likelihoods: whatever lists, checks or names them derives from it.
+
+A row declares one reconstruction term: the negative log-likelihood of x given y and its derivative in y as formulas
+with their source, its number, the domains of y and x, and the mean of p(x|z). The formulas are differentiable torch, so
+that a second backward can go through them; they are what every backend is compared with. Backends bind their functions
+by the name of the row, and ``bound`` is how they find that none is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Formula = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class Number(NamedTuple):
+    """The one number of a likelihood: what it is called, what it is unless given, and where it must lie."""
+
+    name: str
+    default: float
+    low: float  # exclusive
+    high: float = math.inf
+
+
+class Likelihood(NamedTuple):
+    """``nll(y, x, number)`` in nats per element and ``derivative(y, x, number)`` = ∂nll/∂y."""
+
+    nll: Formula
+    derivative: Formula
+    recon: str  # what y is called
+    number: Number | None = None
+    unit_target: bool = False  # x must lie in [0, 1]
+    unit_recon: bool = False  # y must lie in [0, 1]
+    mean: Callable[[Tensor], Tensor] = lambda y: y  # of p(x|z), which is what one shows
+    says: str = ""  # in the documentation of ``elbo_loss``; "" is not one of its likelihoods
+
+
+def positive_part(y: Tensor) -> Tensor:
+    """max(y, 0) with the derivative ½ at 0, which is what the two Bernoulli terms below need there."""
+    return 0.5 * (y + y.abs())
+
+
+def bernoulli_logits_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return positive_part(y) - y * x + torch.log1p(torch.exp(-y.abs()))
+
+
+def bernoulli_logits_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return torch.sigmoid(y) - x
+
+
+def bernoulli_probs_nll(y: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Both y and 1 − y are clamped: ``1 − clamp(y)`` would round to 0 for y near 1 and give 0·(−∞)."""
+    return -x * torch.log(y.clamp(eps, 1 - eps)) - (1 - x) * torch.log((1 - y).clamp(eps, 1 - eps))
+
+
+def bernoulli_probs_derivative(y: Tensor, x: Tensor, eps: float) -> Tensor:
+    clipped = (y < eps) | (1 - y < eps)
+    safe = torch.where(clipped, 0.5, y)
+    return torch.where(clipped, 0.0, (1 - x) / (1 - safe) - x / safe)
+
+
+def bernoulli_probs_log_clamped_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
+    """What ``F.binary_cross_entropy`` computes: each logarithm clamped at −100."""
+    return (x - 1) * torch.log1p(-y).clamp(min=-100) - x * torch.log(y).clamp(min=-100)
+
+
+def bernoulli_probs_log_clamped_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return (y - x) / ((1 - y) * y).clamp(min=1e-12)
+
+
+def continuous_bernoulli_logits_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
+    """log((eʸ − 1)/y) − x·y: the log-normaliser of Loaiza-Ganem & Cunningham (2019), eq. 9, in the logit."""
+    u = y.abs()
+    small = u < 0.5
+    v = torch.where(small, 1.0, u)
+    u2 = torch.where(small, y * y, 0.0)
+    series = u2 * (1 / 24 + u2 * (-1 / 2880 + u2 * (1 / 181440 + u2 * (-1 / 9676800 + u2 / 479001600))))
+    return torch.where(small, 0.5 * y + series, positive_part(y) + torch.log(-torch.expm1(-v) / v)) - x * y
+
+
+def continuous_bernoulli_logits_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    """The mean 1/(1 − e⁻ʸ) − 1/y, minus x."""
+    small = y.abs() < 0.5
+    v = torch.where(small, 1.0, y)
+    s = torch.where(small, y, 0.0)
+    s2 = s * s
+    series = 0.5 + s * (1 / 12 + s2 * (-1 / 720 + s2 * (1 / 30240 + s2 * (-1 / 1209600 + s2 / 47900160))))
+    return torch.where(small, series, -1 / torch.expm1(-v) - 1 / v) - x
+
+
+def continuous_bernoulli_mean(y: Tensor) -> Tensor:
+    """1/(1 − e⁻ʸ) − 1/y, by its series near 0."""
+    near = y.abs() < 1e-2
+    safe = torch.where(near, 1.0, y)
+    return torch.where(near, 0.5 + y / 12, -1 / torch.expm1(-safe) - 1 / safe)
+
+
+def gaussian_nll(y: Tensor, x: Tensor, var: float) -> Tensor:
+    return (x - y) ** 2 * (0.5 / var) + 0.5 * math.log(2 * math.pi * var)
+
+
+def gaussian_derivative(y: Tensor, x: Tensor, var: float) -> Tensor:
+    return (y - x) * (1 / var)
+
+
+def mse_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return (x - y) ** 2
+
+
+def mse_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return 2 * (y - x)
+
+
+def l1_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return (x - y).abs()
+
+
+def l1_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    d = y - x
+    return torch.where(d.isnan(), d, torch.sign(d))
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "bernoulli_logits": Likelihood(
+        bernoulli_logits_nll,
+        bernoulli_logits_derivative,
+        "logits",
+        unit_target=True,
+        mean=torch.sigmoid,
+        says="Bernoulli, from logits",
+    ),
+    "bernoulli_probs": Likelihood(
+        bernoulli_probs_nll,
+        bernoulli_probs_derivative,
+        "probs",
+        Number("eps", 1e-8, 0, 0.5),
+        unit_target=True,
+        unit_recon=True,
+        says="Bernoulli, from probabilities clipped at 1e-8",
+    ),
+    "bernoulli_probs_log_clamped": Likelihood(
+        bernoulli_probs_log_clamped_nll,
+        bernoulli_probs_log_clamped_derivative,
+        "probs",
+        unit_target=True,
+        unit_recon=True,
+    ),
+    "continuous_bernoulli_logits": Likelihood(
+        continuous_bernoulli_logits_nll,
+        continuous_bernoulli_logits_derivative,
+        "logits",
+        unit_target=True,
+        mean=continuous_bernoulli_mean,
+        says="continuous Bernoulli, from logits",
+    ),
+    "gaussian": Likelihood(
+        gaussian_nll, gaussian_derivative, "mean", Number("var", 1.0, 0), says="Gaussian of variance 1, from its mean"
+    ),
+    "mse": Likelihood(mse_nll, mse_derivative, "recon", says="squared error"),
+    "l1": Likelihood(l1_nll, l1_derivative, "recon", says="absolute error"),
+}
+
+#: those of ``elbo_loss``
+NAMES = tuple(name for name, row in LIKELIHOODS.items() if row.says)
+
+
+def default_number(name: str) -> float:
+    """The number a likelihood takes unless one is given; 0 where it has none."""
+    number = LIKELIHOODS[name].number
+    return 0.0 if number is None else number.default
+
+
+def bound(backend: str, names: Collection[str]) -> dict[str, int]:
+    """Codes by name: places in ``names``, the likelihoods a backend has functions for.
+
+    Raises:
+        ImportError: one of the table is missing there, or one there is not in the table.
+    """
+    for missing in LIKELIHOODS.keys() - set(names):
+        raise ImportError(f"likelihood {missing!r} has no function in backend {backend!r}")
+    for unknown in set(names) - LIKELIHOODS.keys():
+        raise ImportError(
+            f"backend {backend!r} has a function for likelihood {unknown!r}, which kernels/likelihoods.py lacks"
+        )
+    return {name: code for code, name in enumerate(names)}
