@@ -3,7 +3,7 @@
 Each is said once, for two ways to run it: as torch's tracers and transforms want it, and directly (:func:`apply`).
 ``run(primitives, *tensors, *options)`` computes, ``setup_context`` keeps, ``gradients(ctx, primitives, again, *grads)``
 returns the gradients of the tensors; ``again`` says that those will be differentiated or vmapped, and ``primitives``
-are plain torch.
+are plain torch. ``forward`` names its arguments: where no gradient is wanted, torch.compile counts them.
 
 Three rules hold for each of them:
 
@@ -33,6 +33,11 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 
+def _is_batched(grad: Tensor | None) -> bool:
+    """Whether it comes from the older vmap, which no mode and no transform announces."""
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def apply(
     function: type[torch.autograd.Function], tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
@@ -42,8 +47,8 @@ def apply(
     """
     if torch.compiler.is_dynamo_compiling() or ops.transforms_active():
         return function.apply(*tensors, *options)
-    # a tensor may come out of a transform that has ended
-    alive = [t if t is None else _unwrap_if_dead(t) for t in tensors]
+    # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
+    alive = [t if t is None else _unwrap_if_dead(t).resolve_neg() for t in tensors]
     return _direct(function)(*alive, options)
 
 
@@ -57,8 +62,10 @@ def _direct(function: Any) -> Callable[..., tuple[Tensor, ...]]:
         return outputs[: function.LOSSES]
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or ops.transforms_active():  # create_graph=True, or vmapped upstream gradients
+        # create_graph=True, or vmapped upstream gradients (of torch.func, or of is_grads_batched)
+        if torch.is_grad_enabled() or ops.transforms_active() or any(map(_is_batched, grads)):
             return *function.gradients(ctx, reference, True, *grads), None
+        grads = tuple(g if g is None else g.resolve_neg() for g in grads)
         if ctx.primitives is not ops.OPERATORS and not ops.listened_to():
             return *function.gradients(ctx, ctx.primitives, False, *grads), None
         with registry.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
@@ -122,8 +129,10 @@ class Reconstruction(torch.autograd.Function):
         return tuple(primitives.reconstruction_forward(recon, target, **options, with_gradient=with_gradient))
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return Reconstruction.run(ops.OPERATORS, *args)
+    def forward(
+        recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+    ) -> tuple[Tensor, ...]:
+        return Reconstruction.run(ops.OPERATORS, recon, target, likelihood, parameter, reduction, with_gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -187,17 +196,8 @@ def _reconstruction_gradients(
         if grad_recon is None:
             grad_recon = primitives.reconstruction_backward(grad_nll, recon, target, **options)
     if target_needed:
-        grad_target = _target_gradient(grad_nll, recon, target, options)
+        grad_target = reference_reconstruction.target_gradient(grad_nll, recon, target, **options)
     return grad_recon, grad_target
-
-
-def _target_gradient(grad_nll: Tensor, recon: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
-    """Rarely asked for, so not a kernel: torch differentiates the reference expression."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        x = target if create_graph else target.detach().requires_grad_()
-        nll = reference_reconstruction.negative_log_likelihood(recon, x, **options)
-        return torch.autograd.grad(nll, x, grad_nll.to(nll.dtype), create_graph=create_graph)[0]
 
 
 class Latent(torch.autograd.Function):
@@ -222,8 +222,19 @@ class Latent(torch.autograd.Function):
         return tuple(primitives.latent_forward(mu, scale, seed, prior_mu, prior_logvar, **options))
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return Latent.run(ops.OPERATORS, *args)
+    def forward(
+        mu: Tensor,
+        scale: Tensor,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        seed: Tensor | None,
+        log_scale: bool,
+        samples: int,
+        free_bits: float,
+        reduction: str,
+    ) -> tuple[Tensor, ...]:
+        tensors = mu, scale, prior_mu, prior_logvar, seed
+        return Latent.run(ops.OPERATORS, *tensors, log_scale, samples, free_bits, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -309,8 +320,21 @@ class ELBO(torch.autograd.Function):
         )
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return ELBO.run(ops.OPERATORS, *args)
+    def forward(
+        recon: Tensor,
+        target: Tensor,
+        mu: Tensor,
+        scale: Tensor,
+        likelihood: str,
+        parameter: float,
+        log_scale: bool,
+        beta: float,
+        free_bits: float,
+        reduction: str,
+        with_gradient: bool,
+    ) -> tuple[Tensor, ...]:
+        options = likelihood, parameter, log_scale, beta, free_bits, reduction, with_gradient
+        return ELBO.run(ops.OPERATORS, recon, target, mu, scale, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -367,12 +367,16 @@ def elbo_loss(
     reduction = checks.reduction(reduction, _ELBO_REDUCTIONS)
     free_bits = checks.number("free_bits", free_bits, 0)
     mu, scale, _, _ = checks.one_dtype(mu, scale)
-    weight = 1.0 if isinstance(beta, Tensor) else checks.number("beta", beta, 0)
+    if not isinstance(beta, Tensor):
+        beta = checks.number("beta", beta, 0)
+    # compiled, a number would be a constant: one graph for each value of an annealed beta
+    outside = isinstance(beta, Tensor) or torch.compiler.is_dynamo_compiling()
+    weight = 1.0 if outside else beta
     recon, target, _ = _dense(recon, target, reduction)
     parameter, with_gradient = likelihoods.default_number(likelihood), autograd.one_pass(recon, reduction)
     options = likelihood, parameter, log_scale, weight, free_bits, reduction, with_gradient
     loss, reconstruction, kl, *_ = autograd.apply(autograd.ELBO, (recon, target, mu, scale), options)
-    if isinstance(beta, Tensor):
+    if outside:
         loss = reconstruction + beta * kl
     return ELBOLoss(loss, reconstruction, kl)
 

@@ -28,10 +28,11 @@ class Number(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """``nll(y, x, number)`` in nats per element and ``derivative(y, x, number)`` = ∂nll/∂y."""
+    """``nll(y, x, number)`` in nats per element, ``derivative`` = ∂nll/∂y and ``target_derivative`` = ∂nll/∂x."""
 
     nll: Formula
     derivative: Formula
+    target_derivative: Formula
     recon: str  # what y is called
     number: Number | None = None
     unit_target: bool = False  # x must lie in [0, 1]
@@ -53,6 +54,10 @@ def bernoulli_logits_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
     return torch.sigmoid(y) - x
 
 
+def logits_target_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return -y
+
+
 def bernoulli_probs_nll(y: Tensor, x: Tensor, eps: float) -> Tensor:
     """Both y and 1 − y are clamped: ``1 − clamp(y)`` would round to 0 for y near 1 and give 0·(−∞)."""
     return -x * torch.log(y.clamp(eps, 1 - eps)) - (1 - x) * torch.log((1 - y).clamp(eps, 1 - eps))
@@ -64,6 +69,10 @@ def bernoulli_probs_derivative(y: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.where(clipped, 0.0, (1 - x) / (1 - safe) - x / safe)
 
 
+def bernoulli_probs_target_derivative(y: Tensor, x: Tensor, eps: float) -> Tensor:
+    return torch.log((1 - y).clamp(eps, 1 - eps)) - torch.log(y.clamp(eps, 1 - eps))
+
+
 def bernoulli_probs_log_clamped_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
     """What ``F.binary_cross_entropy`` computes: each logarithm clamped at −100."""
     return (x - 1) * torch.log1p(-y).clamp(min=-100) - x * torch.log(y).clamp(min=-100)
@@ -71,6 +80,10 @@ def bernoulli_probs_log_clamped_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
 
 def bernoulli_probs_log_clamped_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
     return (y - x) / ((1 - y) * y).clamp(min=1e-12)
+
+
+def bernoulli_probs_log_clamped_target_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return torch.log1p(-y).clamp(min=-100) - torch.log(y).clamp(min=-100)
 
 
 def continuous_bernoulli_logits_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
@@ -129,6 +142,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli_logits": Likelihood(
         bernoulli_logits_nll,
         bernoulli_logits_derivative,
+        logits_target_derivative,
         "logits",
         unit_target=True,
         mean=torch.sigmoid,
@@ -137,6 +151,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli_probs": Likelihood(
         bernoulli_probs_nll,
         bernoulli_probs_derivative,
+        bernoulli_probs_target_derivative,
         "probs",
         Number("eps", 1e-8, 0, 0.5),
         unit_target=True,
@@ -146,6 +161,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli_probs_log_clamped": Likelihood(
         bernoulli_probs_log_clamped_nll,
         bernoulli_probs_log_clamped_derivative,
+        bernoulli_probs_log_clamped_target_derivative,
         "probs",
         unit_target=True,
         unit_recon=True,
@@ -153,16 +169,22 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "continuous_bernoulli_logits": Likelihood(
         continuous_bernoulli_logits_nll,
         continuous_bernoulli_logits_derivative,
+        logits_target_derivative,
         "logits",
         unit_target=True,
         mean=continuous_bernoulli_mean,
         says="continuous Bernoulli, from logits",
     ),
     "gaussian": Likelihood(
-        gaussian_nll, gaussian_derivative, "mean", Number("var", 1.0, 0), says="Gaussian of variance 1, from its mean"
+        gaussian_nll,
+        gaussian_derivative,
+        lambda y, x, var: -gaussian_derivative(y, x, var),
+        "mean",
+        Number("var", 1.0, 0),
+        says="Gaussian of variance 1, from its mean",
     ),
-    "mse": Likelihood(mse_nll, mse_derivative, "recon", says="squared error"),
-    "l1": Likelihood(l1_nll, l1_derivative, "recon", says="absolute error"),
+    "mse": Likelihood(mse_nll, mse_derivative, lambda y, x, _: -mse_derivative(y, x, _), "recon", says="squared error"),
+    "l1": Likelihood(l1_nll, l1_derivative, lambda y, x, _: -l1_derivative(y, x, _), "recon", says="absolute error"),
 }
 
 #: those of ``elbo_loss``

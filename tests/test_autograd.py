@@ -434,3 +434,47 @@ def test_tensor_that_outlived_a_transform(backend: str) -> None:
     logits, target = logits_target()
     torch.func.grad(loss)(logits)
     torch.testing.assert_close(fastvae.bce_with_logits(kept[0], target), fastvae.bce_with_logits(logits, target))
+
+
+def test_batched_upstream_gradients_of_the_older_vmap(backend: str) -> None:
+    """``is_grads_batched`` and ``vectorize=True``, which no mode and no transform announces."""
+    leaf, target = torch.randn(3, 5, dtype=torch.float64, requires_grad=True), torch.rand(3, 5, dtype=torch.float64)
+    losses = fastvae.bce_with_logits(leaf, target, reduction="none")
+    (rows,) = torch.autograd.grad(losses, leaf, torch.eye(15).double().reshape(15, 3, 5), is_grads_batched=True)
+    want = torch.diag((torch.sigmoid(leaf.detach()) - target).flatten())
+    torch.testing.assert_close(rows.reshape(15, 15), want)
+
+    def elbo(leaf: Tensor) -> Tensor:
+        z, kl = fastvae.sample_with_kl(leaf, leaf, seed=1)
+        return fastvae.elbo_loss(z, target, leaf, leaf, reduction="example").loss + kl
+
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(elbo, leaf.detach(), vectorize=True), jacobian(elbo, leaf.detach()))
+
+
+def test_lazily_negated_and_conjugated_inputs(backend: str) -> None:
+    """A view whose sign torch has yet to change must not be read as it lies in memory."""
+    plain = torch.rand(6, 9) - 0.5
+    negated = torch.complex(torch.zeros(6, 9), -plain).conj().imag
+    assert negated.is_neg()
+    torch.testing.assert_close(negated, plain)
+    target = torch.rand(6, 9)
+    torch.testing.assert_close(fastvae.bce_with_logits(negated, target), fastvae.bce_with_logits(plain, target))
+    torch.testing.assert_close(fastvae.mse(plain, negated, reduction="example"), torch.zeros(6), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        fastvae.sample_with_kl(negated, negated, prior_mu=negated, prior_logvar=negated, seed=3),
+        fastvae.sample_with_kl(plain, plain, prior_mu=plain, prior_logvar=plain, seed=3),
+    )
+    torch.testing.assert_close(
+        fastvae.elbo_loss(negated, target, negated, negated), fastvae.elbo_loss(plain, target, plain, plain)
+    )
+    leaf = plain.clone().requires_grad_()
+    for reduction in ("none", "example"):
+        upstream = torch._neg_view(torch.ones(6, 9) if reduction == "none" else torch.ones(6))
+        (got,) = torch.autograd.grad(fastvae.mse(leaf, target, reduction=reduction), leaf, upstream)
+        torch.testing.assert_close(got, -2 * (plain - target))
+        z = fastvae.reparameterize(leaf, leaf, seed=1)
+        torch.testing.assert_close(
+            torch.autograd.grad(z, leaf, torch._neg_view(torch.ones(6, 9)), retain_graph=True)[0],
+            torch.autograd.grad(z, leaf, -torch.ones(6, 9))[0],
+        )

@@ -56,13 +56,14 @@ def test_the_documentation_names_every_likelihood_of_elbo_loss(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_the_derivative_is_that_of_the_formula(name: str) -> None:
+def test_the_derivatives_are_those_of_the_formula(name: str) -> None:
     row = LIKELIHOODS[name]
     y = (torch.rand(50, dtype=torch.float64) * 0.9 + 0.05).requires_grad_()
-    x = torch.rand(50, dtype=torch.float64)
+    x = torch.rand(50, dtype=torch.float64).requires_grad_()
     number = likelihoods.default_number(name)
-    (want,) = torch.autograd.grad(row.nll(y, x, number).sum(), y)
-    torch.testing.assert_close(row.derivative(y, x, number), want)
+    want = torch.autograd.grad(row.nll(y, x, number).sum(), (y, x))
+    torch.testing.assert_close(row.derivative(y, x, number), want[0])
+    torch.testing.assert_close(row.target_derivative(y, x, number), want[1])
 
 
 @pytest.mark.parametrize("name", ["bernoulli_logits", "continuous_bernoulli_logits"])

@@ -61,6 +61,15 @@ def reconstruction_backward(
     return grad.to(recon.dtype)
 
 
+def target_gradient(
+    grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
+) -> Tensor:
+    """The gradient in the target, which is asked for too rarely to be a kernel."""
+    y, x = prepare(recon, target)
+    grad = spread(grad_nll, reduction, recon) * LIKELIHOODS[likelihood].target_derivative(y, x, parameter)
+    return grad.to(target.dtype)
+
+
 def rescale_(gradient: Tensor, upstream: Tensor) -> Tensor:
     """``gradient *= upstream``; on a CPU, where looking is free, nothing at all if ``upstream`` is 1.
 
