@@ -6,6 +6,9 @@
 >>> loss, reconstruction, kl = fastvae.elbo_loss(torch.randn(8, 784), torch.rand(8, 784), mu, logvar)
 """
 
+import importlib
+from types import ModuleType
+
 from . import functional, nn, random
 from .functional import (
     bce,
@@ -23,6 +26,16 @@ from .functional import (
 from .registry import backends, use_backend
 
 __version__ = "0.1.0"
+
+_SUBPACKAGES = ("models",)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``fastvae.models`` without an import of its own, loaded when first asked for."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "backends",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import numbers
+import sys
 
 import torch
 from torch import Tensor
 
+from . import ops
+from .kernels.layout import accumulator
+from .kernels.likelihoods import NAMES
+
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DATA = (*FLOATS, torch.uint8)
+LARGEST = sys.float_info.max
 
 
 def tensor(name: str, value: object) -> Tensor:
@@ -33,7 +39,7 @@ def target(value: object, recon_name: str, recon: Tensor) -> Tensor:
     dtype = value.dtype
     if dtype in (recon.dtype, torch.uint8) or (dtype == torch.float32 and recon.dtype != torch.float64):
         return value
-    return value.to(recon.dtype)
+    return value.to(accumulator(recon.dtype))
 
 
 def same_place(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
@@ -97,25 +103,52 @@ def reduction(value: object, allowed: tuple[str, ...] = REDUCTIONS) -> str:
     return str(value)
 
 
-def number(name: str, value: object, low: float, high: float = math.inf, *, above: bool = False) -> float:
-    """``value`` as a float in [low, high], or above ``low`` if ``above``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (low < value <= high if above else low <= value <= high):
+def number(name: str, value: object, low: float, high: float = LARGEST, *, above: bool = False) -> float:
+    """``value`` as a float in [low, high], or above ``low`` if ``above``; NumPy's numbers are numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise TypeError(f"{name} must be a number, got {_type(value)}")
+    if not isinstance(value, (int, float)):
+        value = float(value)
+    if not (low < value <= high if above else low <= value <= high):  # type: ignore[operator]
         bound = f"> {low:g}" if above else f">= {low:g}"
-        raise ValueError(f"{name} must be {bound}{'' if high == math.inf else f' and <= {high:g}'}, got {value}")
+        limit = "" if high == LARGEST and not value > high else f" and <= {high:g}"  # type: ignore[operator]
+        raise ValueError(f"{name} must be {bound}{limit}, got {value!s:.40}")
     return float(value)
+
+
+def beta(value: object) -> float | Tensor:
+    """``value`` as the weight of the KL: a number of at least 0, or a tensor of one; looked at where that is cheap."""
+    if not isinstance(value, Tensor):
+        return number("beta", value, 0)
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"beta must be a number or a floating-point tensor, got one of {_dtype(value)}")
+    if value.dim():
+        raise ValueError(f"beta must be a number or a 0-d tensor, got one of shape {_shape(value)}")
+    if type(value) is Tensor and value.is_cpu and not (ops.listened_to() or torch.compiler.is_compiling()):
+        number("beta", value.item(), 0)
+    return value
+
+
+def likelihood(value: object) -> str:
+    """``value`` if it is a likelihood of ``elbo_loss``."""
+    if value not in NAMES:
+        raise ValueError(f"likelihood must be one of {', '.join(map(repr, NAMES))}, got {value!r}")
+    return str(value)
 
 
 def sample_count(value: object) -> int:
     """``samples`` as the primitives take it: 0 for None."""
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"samples must be an int or None, got {type(value).__name__}")
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"samples must be an int or None, got {_type(value)}")
     if value < 1:
         raise ValueError(f"samples must be at least 1, or None for one z of the shape of mu, got {value}")
-    return value
+    return int(value)
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def _shape(value: Tensor) -> str:

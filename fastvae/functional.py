@@ -65,6 +65,9 @@ def reparameterize(
 ) -> Tensor:
     """Draw z = mu + σ·ε from q(z|x), differentiably: the reparameterization trick (Kingma & Welling 2014, eq. 10).
 
+    Beware: the second positional argument is log σ². For σ write ``reparameterize(mu, std=std)``; no check can tell
+    the two apart.
+
     ε is a function of the seed and of the index of the element in z, so nothing is kept for the backward, and one seed
     gives one z on every device and backend.
 
@@ -77,7 +80,7 @@ def reparameterize(
         seed: a 64-bit int instead, to draw one sample again.
 
     Returns:
-        z in the dtype of ``mu``, ``[B, *latent]`` or ``[samples, B, *latent]``.
+        z in the dtype that ``mu`` and its scale promote to, ``[B, *latent]`` or ``[samples, B, *latent]``.
 
     Raises:
         TypeError: an argument is not a floating-point tensor (or not an int).
@@ -357,8 +360,7 @@ def elbo_loss(
         raise ValueError(f"mu must have the batch size of recon, {recon.shape[0]}, got {mu.shape[0]}")
     if mu.device != recon.device:
         raise ValueError(f"mu must be on the device of recon, {recon.device}, got {mu.device}")
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}")
+    likelihood = checks.likelihood(likelihood)
     if reduction in ("none", "mean"):
         raise ValueError(
             f"reduction must be 'example', 'sum' or 'batchmean' for elbo_loss, got {reduction!r}: its terms have "
@@ -367,11 +369,10 @@ def elbo_loss(
     reduction = checks.reduction(reduction, _ELBO_REDUCTIONS)
     free_bits = checks.number("free_bits", free_bits, 0)
     mu, scale, _, _ = checks.one_dtype(mu, scale)
-    if not isinstance(beta, Tensor):
-        beta = checks.number("beta", beta, 0)
+    beta = checks.beta(beta)
     # compiled, a number would be a constant: one graph for each value of an annealed beta
     outside = isinstance(beta, Tensor) or torch.compiler.is_dynamo_compiling()
-    weight = 1.0 if outside else beta
+    weight = 1.0 if isinstance(beta, Tensor) or outside else beta
     recon, target, _ = _dense(recon, target, reduction)
     parameter, with_gradient = likelihoods.default_number(likelihood), autograd.one_pass(recon, reduction)
     options = likelihood, parameter, log_scale, weight, free_bits, reduction, with_gradient

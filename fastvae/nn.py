@@ -8,6 +8,7 @@ ELBOLoss(likelihood='bernoulli_logits', beta=4.0, free_bits=0.0, reduction='batc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,14 +29,37 @@ __all__ = [
 ]
 
 
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "reduction": checks.reduction,
+    "samples": checks.sample_count,
+    "free_bits": lambda value: checks.number("free_bits", value, 0),
+    "eps": lambda value: value is None or checks.number("eps", value, 0, 0.5, above=True),
+    "var": lambda value: checks.number("var", value, 0, above=True),
+    "beta": checks.beta,
+    "likelihood": checks.likelihood,
+}
+
+
 class _Op(nn.Module):
-    """Keeps the options of one function and shows them."""
+    """Keeps the options of one function as attributes, which may be set again, and shows them.
+
+    A tensor among them is a buffer (a ``Parameter`` stays one), so that it moves and is saved with the model.
+    """
 
     def __init__(self, **options: Any):
         super().__init__()
-        if options.get("reduction") is not None:
-            checks.reduction(options["reduction"])
-        self.options = options
+        self._names = tuple(options)
+        for name, value in options.items():
+            _CHECKS[name](value)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as they are now."""
+        return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
@@ -159,7 +183,7 @@ class GaussianNLLLoss(_Op):
 
 
 class ELBOLoss(_Op):
-    """:func:`fastvae.elbo_loss`. To anneal, set ``loss.options["beta"]`` or pass a 0-d tensor as ``beta``."""
+    """:func:`fastvae.elbo_loss`. To anneal, set ``loss.beta``."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Backend(NamedTuple):
@@ -81,27 +81,42 @@ def _reason(loaded: ModuleType | str) -> str:
     return loaded if isinstance(loaded, str) else ""
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every op inside the ``with`` block on one backend.
+class use_backend(contextlib.ContextDecorator):  # noqa: N801  (called like torch.set_grad_enabled)
+    """Run every op from here on, in this thread, on one backend; in a ``with`` block, until it ends.
 
     Args:
         name: ``"torch"``, ``"numba"``, …: a key of :func:`backends`. For a whole process, set ``FASTVAE_BACKEND``.
 
     Raises:
         ValueError: there is no backend of that name.
-        RuntimeError: it cannot run on this machine; or, from an op inside the block, it does not serve the device.
+        RuntimeError: it cannot run on this machine; or, from an op, it does not serve the device.
 
     >>> import torch, fastvae
     >>> with fastvae.use_backend("torch"):
     ...     fastvae.gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3))
     tensor(1.5000)
     """
-    module = load(_known(name))
-    if isinstance(module, str):
-        raise RuntimeError(f"backend {name!r} is not available: {module}")
-    with use(name):
-        yield
+
+    def __init__(self, name: str):
+        module = load(_known(name))
+        if isinstance(module, str):
+            raise RuntimeError(f"backend {name!r} is not available: {module}")
+        self.name, self.previous = name, _forced.get()
+        _forced.set(name)
+
+    def __enter__(self) -> None:
+        _forced.set(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        _forced.set(self.previous)
+
+    def __call__(self, function: Any) -> Any:
+        """As a decorator: only inside ``function``."""
+        _forced.set(self.previous)
+        return super().__call__(function)
+
+    def _recreate_cm(self) -> contextlib.AbstractContextManager[None]:
+        return use_backend(self.name)
 
 
 @contextlib.contextmanager

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 import fastvae
-from fastvae.registry import backend_for
+from fastvae.registry import backend_for, backend_name
+
+from table import BACKENDS
 
 M, LV, L, X = torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 9), torch.full((4, 9), 0.5)
 META = torch.zeros(4, 3, device="meta")
@@ -88,6 +92,26 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
         "reduction must be 'example', 'sum' or 'batchmean'",
     ),
     (lambda: fastvae.elbo_loss(L, X, M, LV, beta=-1.0), ValueError, "beta must be >= 0, got -1.0"),
+    (
+        lambda: fastvae.elbo_loss(L, X, M, LV, beta=10**400),
+        ValueError,
+        "beta must be >= 0 and <= 1.79769e+308, got 1000",
+    ),
+    (lambda: fastvae.elbo_loss(L, X, M, LV, beta=torch.tensor(-1.0)), ValueError, "beta must be >= 0, got -1.0"),
+    (lambda: fastvae.elbo_loss(L, X, M, LV, beta=torch.tensor(float("nan"))), ValueError, "beta must be >= 0, got nan"),
+    (
+        lambda: fastvae.elbo_loss(L, X, M, LV, beta=torch.ones(4)),
+        ValueError,
+        "beta must be a number or a 0-d tensor, got one of shape [4]",
+    ),
+    (
+        lambda: fastvae.elbo_loss(L, X, M, LV, beta=torch.tensor(True)),
+        TypeError,
+        "beta must be a number or a floating-point tensor, got one of bool",
+    ),
+    (lambda: fastvae.nn.ELBOLoss(beta="x"), TypeError, "beta must be a number, got str"),
+    (lambda: fastvae.nn.ELBOLoss(likelihood="poisson"), ValueError, "likelihood must be one of 'bernoulli_logits'"),
+    (lambda: fastvae.nn.GaussianNLLLoss(var=0), ValueError, "var must be > 0, got 0"),
     (lambda: fastvae.elbo_loss(L, X, M[:2], LV[:2]), ValueError, "mu must have the batch size of recon, 4, got 2"),
     (lambda: fastvae.elbo_loss(L, X, META, META), ValueError, "mu must be on the device of recon, cpu, got meta"),
     (
@@ -167,3 +191,77 @@ def test_an_unknown_backend_in_the_environment_is_named() -> None:
     )
     assert run.returncode != 0
     assert "backend must be one of 'torch', 'numba'" in run.stderr
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    one = np.float32(1)
+    assert fastvae.elbo_loss(L, X, M, LV, beta=one, free_bits=np.float64(0)).loss == fastvae.elbo_loss(L, X, M, LV).loss
+    assert fastvae.gaussian_nll(L, X, var=one) == fastvae.gaussian_nll(L, X)
+    assert fastvae.reparameterize(M, LV, samples=np.int64(2)).shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_rounding_leaves_beyond_one_is_a_target(backend: str) -> None:
+    """Antialiased bilinear resizing of white gives up to 1 + 2.4e-7; bicubic overshoots by far more."""
+    with fastvae.use_backend(backend):
+        assert fastvae.bce_with_logits(L, torch.full_like(L, 1 + 3e-7)).isfinite()
+        assert fastvae.bce_with_logits(L, torch.full_like(L, -3e-7)).isfinite()
+        with pytest.raises(ValueError, match=re.escape("got values from 1.00001001 to 1.00001001: ") + ".*clamp"):
+            fastvae.bce_with_logits(L, torch.full_like(L, 1.00001))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_finer_target_is_not_rounded_to_a_coarser_recon(backend: str, dtype: torch.dtype) -> None:
+    target = torch.rand(4, 9, dtype=torch.float64)
+    with fastvae.use_backend(backend):
+        got = fastvae.mse(torch.zeros(4, 9, dtype=dtype), target)
+    torch.testing.assert_close(got, (target**2).sum().float() / 4)
+
+
+def test_use_backend_as_a_call_a_block_and_a_decorator() -> None:
+    before = backend_name("cpu")
+
+    @fastvae.use_backend("torch")
+    def inside() -> str:
+        return backend_name("cpu")
+
+    assert backend_name("cpu") == before, "a decorator changes nothing outside its function"
+    assert inside() == inside() == "torch"
+    with fastvae.use_backend("numba"):
+        assert backend_name("cpu") == "numba"
+        with fastvae.use_backend("torch"):
+            assert backend_name("cpu") == "torch"
+        assert backend_name("cpu") == "numba"
+    assert backend_name("cpu") == before
+    contextvars.copy_context().run(_switched)
+    assert backend_name("cpu") == before
+
+
+def _switched() -> None:
+    fastvae.use_backend("numba")
+    assert backend_name("cpu") == "numba"
+    fastvae.use_backend("torch")
+    assert backend_name("cpu") == "torch"
+
+
+def test_options_of_a_module_are_attributes_that_count() -> None:
+    loss = fastvae.nn.ELBOLoss()
+    before = loss(L, X, M, LV)
+    loss.beta = 0.5
+    torch.testing.assert_close(loss(L, X, M, LV).loss, before.reconstruction + 0.5 * before.kl)
+    assert "beta=0.5" in repr(loss)
+    annealed = fastvae.nn.ELBOLoss(beta=torch.tensor(0.25))
+    assert list(annealed.state_dict()) == ["beta"]
+    learned = fastvae.nn.ELBOLoss(beta=torch.nn.Parameter(torch.tensor(1.0)))
+    learned(L, X, M, LV).loss.backward()
+    (parameter,) = learned.parameters()
+    torch.testing.assert_close(parameter.grad, before.kl)
+
+
+def test_subpackages_are_there_by_name() -> None:
+    code = "import fastvae; print(fastvae.models.VAE.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "VAE"
+    with pytest.raises(AttributeError, match="module 'fastvae' has no attribute 'model'"):
+        fastvae.model  # noqa: B018

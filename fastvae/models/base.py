@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import checks, functional
 from ..kernels.likelihoods import LIKELIHOODS
 
 
@@ -46,9 +46,7 @@ class Model(nn.Module):
 
     def __init__(self, data_shape: tuple[int, ...], latent: int, hidden: int, likelihood: str):
         super().__init__()
-        if likelihood not in functional.LIKELIHOODS:
-            choices = ", ".join(map(repr, functional.LIKELIHOODS))
-            raise ValueError(f"likelihood must be one of {choices}, got {likelihood!r}")
+        checks.likelihood(likelihood)
         for name, value in (("latent", latent), ("hidden", hidden)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
