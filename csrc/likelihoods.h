@@ -156,11 +156,23 @@ struct AbsoluteError : WithoutFactor<AbsoluteError> {
     }
 };
 
+struct Laplace : WithoutFactor<Laplace> {
+    static constexpr const char* NAME = "laplace";
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V scale) {
+        const Terms<V> l1 = AbsoluteError::terms(y, x, scale);
+        const V precision = divide(constant<V>(1), scale);
+        return {l1.additive * precision + log_normal(constant<V>(2) * scale), l1.factor, l1.derivative * precision};
+    }
+};
+
 // Every likelihood there is; its code is its place here, and Python learns both from likelihood_names().
 template <class... TERM>
 struct Listed {};
 using Likelihoods = Listed<BernoulliLogits, BernoulliProbs, BernoulliProbsLogClamped, ContinuousBernoulliLogits, Gaussian,
-                              SquaredError, AbsoluteError>;
+                              SquaredError, AbsoluteError, Laplace>;
 
 template <class... TERM>
 std::vector<std::string> names_of(Listed<TERM...>) {

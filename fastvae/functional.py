@@ -309,6 +309,31 @@ def gaussian_nll(mean: Tensor, target: Tensor, *, var: float = 1.0, reduction: s
     return _reconstruction("mean", mean, target, "gaussian", var, reduction)
 
 
+def laplace_nll(loc: Tensor, target: Tensor, *, scale: float = 1.0, reduction: str = "batchmean") -> Tensor:
+    """Laplace negative log-likelihood with one fixed scale: |x − loc|/scale + log(2·scale).
+
+    The density of ``torch.distributions.Laplace(loc, scale)``; its mode is what :func:`l1` fits.
+
+    Args:
+        loc: ``[B, *data]``.
+        target: x, as ``loc``; or uint8 meaning x/255.
+        scale: b of the decoder, > 0.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not of a type named here.
+        ValueError: shapes or devices differ, the reduction is not one, or ``scale`` is not positive.
+
+    >>> laplace_nll(torch.zeros(1, 2), torch.ones(1, 2))
+    tensor(3.3863)
+    """
+    scale = checks.number("scale", scale, 0, above=True)
+    return _reconstruction("loc", loc, target, "laplace", scale, reduction)
+
+
 _ELBO_REDUCTIONS = ("example", "sum", "batchmean")
 
 
@@ -335,7 +360,8 @@ def elbo_loss(
         logvar: log σ² of q, as ``mu``. Give this or ``std``.
         std: σ of q, as ``mu``.
         likelihood: what ``recon`` is: ``"bernoulli_logits"``, ``"bernoulli_probs"`` (clipped at 1e-8),
-            ``"continuous_bernoulli_logits"``, ``"gaussian"`` (mean, variance 1), ``"mse"`` or ``"l1"``.
+            ``"continuous_bernoulli_logits"``, ``"gaussian"`` (mean, variance 1), ``"laplace"`` (location,
+            scale 1), ``"mse"`` or ``"l1"``.
         beta: weight of the KL, ≥ 0: a number, or a 0-d tensor, which a captured graph can be annealed with.
         free_bits: see :func:`gaussian_kl`.
         reduction: ``"batchmean"``, ``"sum"`` or ``"example"``.

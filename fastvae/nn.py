@@ -23,6 +23,7 @@ __all__ = [
     "GaussianKL",
     "GaussianNLLLoss",
     "L1Loss",
+    "LaplaceNLLLoss",
     "MSELoss",
     "Reparameterize",
     "SampleWithKL",
@@ -35,6 +36,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "free_bits": lambda value: checks.number("free_bits", value, 0),
     "eps": lambda value: value is None or checks.number("eps", value, 0, 0.5, above=True),
     "var": lambda value: checks.number("var", value, 0, above=True),
+    "scale": lambda value: checks.number("scale", value, 0, above=True),
     "beta": checks.beta,
     "likelihood": checks.likelihood,
 }
@@ -180,6 +182,17 @@ class GaussianNLLLoss(_Op):
     def forward(self, mean: Tensor, target: Tensor) -> Tensor:
         """``[B, *data]`` twice → nats."""
         return functional.gaussian_nll(mean, target, **self.options)
+
+
+class LaplaceNLLLoss(_Op):
+    """:func:`fastvae.laplace_nll`."""
+
+    def __init__(self, *, scale: float = 1.0, reduction: str = "batchmean"):
+        super().__init__(scale=scale, reduction=reduction)
+
+    def forward(self, loc: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.laplace_nll(loc, target, **self.options)
 
 
 class ELBOLoss(_Op):

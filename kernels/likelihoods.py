@@ -138,6 +138,14 @@ def l1_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
     return torch.where(d.isnan(), d, torch.sign(d))
 
 
+def laplace_nll(y: Tensor, x: Tensor, scale: float) -> Tensor:
+    return (x - y).abs() * (1 / scale) + math.log(2 * scale)
+
+
+def laplace_derivative(y: Tensor, x: Tensor, scale: float) -> Tensor:
+    return l1_derivative(y, x, scale) * (1 / scale)
+
+
 LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli_logits": Likelihood(
         bernoulli_logits_nll,
@@ -185,6 +193,14 @@ LIKELIHOODS: dict[str, Likelihood] = {
     ),
     "mse": Likelihood(mse_nll, mse_derivative, lambda y, x, _: -mse_derivative(y, x, _), "recon", says="squared error"),
     "l1": Likelihood(l1_nll, l1_derivative, lambda y, x, _: -l1_derivative(y, x, _), "recon", says="absolute error"),
+    "laplace": Likelihood(
+        laplace_nll,
+        laplace_derivative,
+        lambda y, x, scale: -laplace_derivative(y, x, scale),
+        "loc",
+        Number("scale", 1.0, 0),
+        says="Laplace of scale 1, from its location",
+    ),
 }
 
 #: those of ``elbo_loss``

@@ -127,6 +127,13 @@ OPS: dict[str, Op] = {
         lambda y, x: F.gaussian_nll_loss(y, x, torch.full_like(y, 0.7), full=True, reduction="none"),
         1,
     ),
+    "laplace_nll": Op(
+        lambda y, x, **kw: fastvae.laplace_nll(y, x, scale=0.3, **kw),
+        lambda y, x: (x - y).abs() / 0.3 + math.log(2 * 0.3),
+        logits_and_target,
+        lambda y, x: -torch.distributions.Laplace(y, 0.3, validate_args=False).log_prob(x),
+        1,
+    ),
     "gaussian_kl": Op(fastvae.gaussian_kl, kl_logvar, mu_and_logvar, kl_logvar, 2),
     "gaussian_kl_std": Op(lambda mu, std, **kw: fastvae.gaussian_kl(mu, std=std, **kw), kl_std, mu_and_std, kl_std, 2),
     "gaussian_kl_prior": Op(

@@ -104,6 +104,7 @@ def test_elbo_is_the_sum_of_its_terms(backend: str, likelihood: str, reduction: 
         "bernoulli_probs": fastvae.bce,
         "continuous_bernoulli_logits": fastvae.continuous_bernoulli_with_logits,
         "gaussian": fastvae.gaussian_nll,
+        "laplace": fastvae.laplace_nll,
         "mse": fastvae.mse,
         "l1": fastvae.l1,
     }[likelihood]

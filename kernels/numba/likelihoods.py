@@ -114,6 +114,12 @@ def l1(y, x, _):
     return abs(d), one, select(d > zero, one, select(d < zero, -one, d * zero))
 
 
+@exact
+def laplace(y, x, scale):
+    distance, one, sign = l1(y, x, scale)
+    return distance / scale + log_normal(constant(2.0, y) * scale), one, sign / scale
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,
@@ -122,6 +128,7 @@ TERMS = {
     "gaussian": gaussian,
     "mse": mse,
     "l1": l1,
+    "laplace": laplace,
 }
 IDS = bound("numba", TERMS)
 BOUNDED_TARGET = frozenset(IDS[name] for name, row in LIKELIHOODS.items() if row.unit_target)

@@ -119,6 +119,13 @@ def l1(y, x):
     return tl.abs(d), 1.0, tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d * 0.0))  # d·0 keeps a NaN
 
 
+@triton.jit
+def laplace(y, x, scale):
+    distance, one, sign = l1(y, x)
+    precision = 1.0 / scale
+    return distance * precision + log(2.0 * scale), one, sign * precision
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,
@@ -127,6 +134,7 @@ TERMS = {
     "gaussian": gaussian,
     "mse": mse,
     "l1": l1,
+    "laplace": laplace,
 }
 bound("triton", TERMS)
 
@@ -148,6 +156,8 @@ def terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
         return mse(y, x)
     elif LIKELIHOOD == "l1":
         return l1(y, x)
+    elif LIKELIHOOD == "laplace":
+        return laplace(y, x, parameter)
     else:
         tl.static_assert(False, "a likelihood of TERMS is not among these")
 
