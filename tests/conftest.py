@@ -1,4 +1,7 @@
-"""What every test shares: one seed, and one device (``FASTVAE_TEST_DEVICE=cuda pytest tests/test_ops.py``)."""
+"""What tests share: a seed, a device (``FASTVAE_TEST_DEVICE=cuda pytest tests/test_ops.py``), NaN in new memory.
+
+``torch.empty`` gives NaN in the tests, so an output that a kernel leaves unwritten is seen.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from table import DEVICE
 
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
+torch.use_deterministic_algorithms(True, warn_only=True)  # without it, memory stays as it was found
+torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ GPU_BACKENDS = [
 
 
 @pytest.fixture(autouse=True, params=GPU_BACKENDS or ["none"])
-def backend(request: pytest.FixtureRequest):
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # it is launches of its own
     with fastvae.use_backend(request.param), torch.device("cuda"):
         yield request.param
 
