@@ -1,0 +1,90 @@
+"""The ends of the dtypes: saturated logits, values beyond what a dtype holds, every uint8 number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastvae
+
+from table import BACKENDS, DTYPES, instruction_set, value_and_gradients
+
+INF, NAN = math.inf, math.nan
+LOGVARS = [-INF, -1e4, -200, -104, -90, -87, 0, 88, 88.7, 88.8, 89, 90, 100, 178, 200, 1e4, INF, NAN]
+MEANS = [0.0, 1.0, 1e20, INF]
+STDS = [0.0, 1e-30, 1.0, 1e19, 1e20, INF]
+
+
+@pytest.fixture(params=[*BACKENDS, *(["cpp-baseline"] if "cpp" in BACKENDS else [])])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend in use in turn; cpp by its widest instructions and by those every processor has."""
+    name, _, instructions = request.param.partition("-")
+    with fastvae.use_backend(name):
+        if instructions:
+            with instruction_set(instructions):
+                yield name
+        else:
+            yield name
+
+
+def grid(means: list[float], scales: list[float], dtype: torch.dtype) -> list[Tensor]:
+    mu, scale = torch.meshgrid(torch.tensor(means), torch.tensor(scales), indexing="ij")
+    return [mu.to(dtype).contiguous(), scale.to(dtype).contiguous()]
+
+
+def eager_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * (mu.pow(2) + logvar.exp() - 1 - logvar)
+
+
+def eager_kl_of_std(mu: Tensor, std: Tensor) -> Tensor:
+    return 0.5 * (mu.pow(2) + std.pow(2) - 1 - torch.log(1e-8 + std.pow(2)))
+
+
+def check(
+    call: Callable[..., Tensor], eager: Callable[..., Tensor], inputs: list[Tensor], upstream: Tensor | None = None
+) -> None:
+    """The value and both gradients are NaN and infinite where eager's in the accumulator's dtype are."""
+    dtype = inputs[0].dtype
+    wide = [t.float() if dtype != torch.float64 else t for t in inputs]
+    want, want_grads = value_and_gradients(eager, wide, 2, upstream)
+    got, grads = value_and_gradients(call, inputs, 2, upstream)
+    rtol = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(dtype, 1e-5)
+    for ours, theirs in zip((got, *grads), (want, *want_grads), strict=True):
+        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=rtol, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kl_beyond_the_dtype(backend: str, dtype: torch.dtype) -> None:
+    inputs = grid(MEANS, LOGVARS, dtype)
+    check(lambda mu, logvar: fastvae.gaussian_kl(mu, logvar, reduction="none"), eager_kl, inputs)
+    upstream = torch.ones_like(inputs[0])
+    kl = value_and_gradients(
+        lambda mu, logvar: fastvae.sample_with_kl(mu, logvar, seed=1, reduction="none")[1], inputs, 2
+    )
+    alone = value_and_gradients(
+        lambda mu, logvar: fastvae.gaussian_kl(mu, logvar, reduction="none"), inputs, 2, upstream
+    )
+    rtol = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(dtype, 1e-5)
+    torch.testing.assert_close(kl, alone, rtol=rtol, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kl_of_std_beyond_the_dtype(backend: str, dtype: torch.dtype) -> None:
+    inputs = grid(MEANS, STDS, dtype)
+    check(lambda mu, std: fastvae.gaussian_kl(mu, std=std, reduction="none"), eager_kl_of_std, inputs)
+
+
+def test_sums_of_a_diverged_kl_are_infinite(backend: str) -> None:
+    mu, logvar = torch.zeros(3, 40), torch.zeros(3, 40)
+    logvar[1, 7] = 95
+    for reduction in ("example", "batchmean", "mean", "sum"):
+        kl, (_, grad) = value_and_gradients(
+            lambda mu, logvar, r=reduction: fastvae.gaussian_kl(mu, logvar, reduction=r), [mu, logvar], 2
+        )
+        assert (kl[1] if reduction == "example" else kl) == INF
+        assert grad[1, 7] == INF
+        assert grad.isinf().sum() == 1
