@@ -88,3 +88,18 @@ def test_sums_of_a_diverged_kl_are_infinite(backend: str) -> None:
         assert (kl[1] if reduction == "example" else kl) == INF
         assert grad[1, 7] == INF
         assert grad.isinf().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "example", "sum"])
+def test_saturated_logits_have_no_gradient(backend: str, reduction: str, dtype: torch.dtype) -> None:
+    logits = torch.tensor([40.0, 64, 100, 1000, INF], dtype=dtype).repeat(9)[None]
+    if reduction != "none":
+        logits = logits[:, logits[0].isfinite()]  # inf − inf·1 in the loss is NaN in eager too
+    _, (grad,) = value_and_gradients(
+        lambda y, x: fastvae.bce_with_logits(y, x, reduction=reduction), [logits, torch.ones_like(logits)], 1
+    )
+    assert (grad == 0).all()
+    if dtype == torch.float32:
+        _, (grad,) = value_and_gradients(fastvae.bce_with_logits, [torch.full((3, 20), 18.0), torch.ones(3, 20)], 1)
+        assert (grad == 0).all()
