@@ -103,3 +103,19 @@ def test_saturated_logits_have_no_gradient(backend: str, reduction: str, dtype: 
     if dtype == torch.float32:
         _, (grad,) = value_and_gradients(fastvae.bce_with_logits, [torch.full((3, 20), 18.0), torch.ones(3, 20)], 1)
         assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_uint8_is_the_number_divided_by_255(backend: str, dtype: torch.dtype) -> None:
+    """The gradient of l1 says on which side of x the reconstruction is, that of mse how far off."""
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3)[None]
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    exact = (pixels.to(compute) / 255).to(dtype)
+    wide = exact.to(compute) - pixels.to(compute) / 255
+    for op in (fastvae.l1, fastvae.mse):
+        for reduction in ("none", "sum"):
+            _, (grad,) = value_and_gradients(
+                lambda y, x, op=op, r=reduction: op(y, x, reduction=r), [exact.clone(), pixels], 1
+            )
+            want = wide.sign() if op is fastvae.l1 else 2 * wide
+            torch.testing.assert_close(grad, want.to(dtype), rtol=0, atol=0)

@@ -162,8 +162,8 @@ FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
     _mm_storeu_si128(static_cast<__m128i*>(pointer), _mm256_castsi256_si128(packed));
 }
 FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
-    return to_float((Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer)))) *
-           (1.0f / 255);
+    const Float x = to_float((Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer))));
+    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
 }
 #else
 FASTVAE_INLINE Int widen(const void* pointer) {
@@ -179,7 +179,7 @@ FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
 FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
     Float x{};
     for (int k = 0; k < lanes_of<Float>::COUNT; ++k) x[k] = pointer[k];
-    return x * (1.0f / 255);
+    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
 }
 #endif
 
