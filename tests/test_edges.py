@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -154,3 +155,24 @@ with fastvae.use_backend("numba"):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["True", "True"]
+
+
+def test_a_fork_after_torch_alone_ran_in_parallel() -> None:
+    if "cpp" not in BACKENDS or not hasattr(os, "fork"):
+        pytest.skip("no cpp, or no fork")
+    code = """
+import os, signal, torch, fastvae
+torch.set_num_threads(2)
+fastvae.backends()
+big = torch.randn(1000, 1000)
+(big + 1).sum()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    with fastvae.use_backend("cpp"):
+        fastvae.mse(big, big)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert run.stdout.strip() == "0", run.stderr
