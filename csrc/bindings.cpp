@@ -2,6 +2,7 @@
 // Checks of device, dtype, layout and size are Python's, before any address is taken (kernels/compiled/).
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <optional>
 
 #ifdef FASTVAE_WITH_CUDA
@@ -115,7 +116,7 @@ void define(py::module_& module) {
                    work.seed = at<int64_t>(seed);
                    work.samples = samples;
                    work.z = at(z);
-                   const ReleaseGIL release(work.grid.total);
+                   const ReleaseGIL release(work.grid.total * std::max<int64_t>(samples, 1));
                    latent_forward(work, static_cast<Reduction>(reduction), at(kl), queue_of(queue...));
                });
     module.def("latent_backward",
@@ -136,7 +137,7 @@ void define(py::module_& module) {
                    work.grad_scale = at(grad_scale);
                    work.grad_prior_mu = at(grad_prior_mu);
                    work.grad_prior_logvar = at(grad_prior_logvar);
-                   const ReleaseGIL release(work.grid.total);
+                   const ReleaseGIL release(work.grid.total * std::max<int64_t>(samples, 1));
                    latent_backward(work, static_cast<Reduction>(reduction), queue_of(queue...));
                });
     module.def("elbo_forward",
