@@ -186,10 +186,9 @@ FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
 FASTVAE_INLINE Float load(const bfloat16* pointer, Float) { return (Float)(widen(pointer) << 16); }
 // Round to nearest even; a NaN stays one.
 FASTVAE_INLINE void store(bfloat16* pointer, Float x) {
-    const Int word = (Int)x;
-    const Int rounded = word + ((Int)((Unsigned)word >> 16) & 1) + 0x7fff;
-    const Int chosen = x != x ? word | 0x400000 : rounded;
-    store_low_halves(pointer, (Int)((Unsigned)chosen >> 16));
+    const Unsigned word = (Unsigned)x, rounded = word + ((word >> 16) & 1) + 0x7fff;  // a NaN may wrap around
+    const Unsigned chosen = x != x ? word | 0x400000 : rounded;
+    store_low_halves(pointer, (Int)(chosen >> 16));
 }
 
 #ifdef __F16C__
@@ -209,7 +208,8 @@ FASTVAE_INLINE Float load(const float16* pointer, Float) {
 FASTVAE_INLINE void store(float16* pointer, Float x) {
     const Int word = (Int)x, sign = (Int)((Unsigned)word >> 16) & 0x8000, magnitude = word & 0x7fffffff;
     const Int subnormal = (Int)((Float)magnitude + 0.5f) - 0x3f000000;
-    const Int normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const Unsigned from = (Unsigned)magnitude;  // a NaN may overflow a signed sum
+    const Int normal = (Int)(from - 0x38000000u + 0xfffu + ((from >> 13) & 1)) >> 13;
     Int half = magnitude < 0x38800000 ? subnormal : normal;
     half = magnitude >= 0x477ff000 ? Int{} + 0x7c00 : half;
     half = magnitude > 0x7f800000 ? Int{} + 0x7e00 : half;
