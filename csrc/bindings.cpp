@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
 #ifdef FASTVAE_WITH_CUDA
@@ -116,7 +117,7 @@ void define(py::module_& module) {
                    work.seed = at<int64_t>(seed);
                    work.samples = samples;
                    work.z = at(z);
-                   const ReleaseGIL release(work.grid.total);
+                   const ReleaseGIL release(work.grid.total * std::max<int64_t>(samples, 1));
                    latent_forward(work, static_cast<Reduction>(reduction), at(kl), queue_of(queue...));
                });
     module.def("latent_backward",
@@ -137,7 +138,7 @@ void define(py::module_& module) {
                    work.grad_scale = at(grad_scale);
                    work.grad_prior_mu = at(grad_prior_mu);
                    work.grad_prior_logvar = at(grad_prior_logvar);
-                   const ReleaseGIL release(work.grid.total);
+                   const ReleaseGIL release(work.grid.total * std::max<int64_t>(samples, 1));
                    latent_backward(work, static_cast<Reduction>(reduction), queue_of(queue...));
                });
     module.def("elbo_forward",

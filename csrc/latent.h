@@ -52,7 +52,7 @@ FASTVAE_MATH KLGradients<V> kl_gradients(V c, V mu, V std, const Prior<V>& prior
     const V one = constant<V>(1), half = constant<V>(0.5), d = mu - prior.mu, var = std * std;
     V slope;
     if constexpr (LOG_SCALE) slope = half * (var * prior.precision - one);
-    else slope = std * (prior.precision - divide(one, constant<V>(STD_EPS) + var));
+    else slope = std * prior.precision - divide(std, constant<V>(STD_EPS) + var);
     const V grad_mu = c * d * prior.precision;
     return {grad_mu, c * slope, -grad_mu, half * c * (one - (var + d * d) * prior.precision)};
 }

@@ -128,12 +128,13 @@ constexpr float LOG2_E = 1.4426950408889634f, LN2_HIGH = 0.693359375f, LN2_LOW =
 constexpr float MAGIC = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
 constexpr int MAGIC_BITS = 0x4B400000;
 
-// e^x for x in [-87, 88.5], clamped to that outside; within 2 ulp. e^-87 is 1.6e-38.
+// e^x for any x, within 2 ulp where that is a normal number: below 88.72 finite, above it infinite, and 0 below -104.
 FASTVAE_INLINE Float exp(Float x) {
-    x = at_most(constant<Float>(88.5), at_least(constant<Float>(-87), x));
+    // at these ends the product with 2^n has overflowed, or rounded to 0, by itself
+    x = at_most(constant<Float>(89), at_least(constant<Float>(-104), x));
     const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
     const Float r = x - n * LN2_HIGH - n * LN2_LOW;
-    // 2^n in two factors: n can be 128
+    // 2^n in two factors: n is from -150 to 128
     const Int exponent = as_int(shifted) - MAGIC_BITS, half = exponent >> 1;
     return exp_mantissa(r) * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
 }

@@ -28,6 +28,9 @@ struct compute_of<double> {
 template <class T>
 using compute_t = typename compute_of<T>::type;
 
+// x·HIGH + x·LOW is x/255 rounded to nearest for every uint8 x, fused or not: HIGH has so few bits that x·HIGH is exact.
+constexpr float ONE_255TH_HIGH = 0x1.01p-8f, ONE_255TH_LOW = 0x1.010102p-24f;
+
 // Calls f(T{}) for the floating-point type of the code.
 template <class F>
 auto with_dtype(int dtype, F f) {

@@ -85,8 +85,15 @@ def function(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Functio
 
 
 def test_exp(function: Callable[[str], Function]) -> None:
-    x = numbers(-87, 88.5)
+    x = numbers(-87, 88.7228)
     assert ulps(function("exp")(x), np.exp(x.astype(np.float64))).max() <= 2
+
+
+def test_exp_beyond_float32(function: Callable[[str], Function]) -> None:
+    x = np.array([88.73, 88.9, 89, 90, 200, 1e30, np.inf, -104, -200, -1e30, -np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(function("exp")(x), [np.inf] * 7 + [0] * 4 + [np.nan])
+    x = np.linspace(-104, -87, 10_000).astype(np.float32)
+    np.testing.assert_allclose(function("exp")(x), np.exp(x.astype(np.float64)), rtol=3e-7, atol=2.0**-148)
 
 
 def test_exp_negative(function: Callable[[str], Function]) -> None:

@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
 #pragma unroll
             for (int k = 0; k < N; ++k) {
                 std.v[k] = std_of<LOG_SCALE>(scale.v[k]);
-                if constexpr (LOG_SCALE) of_scale.v[k] *= static_cast<V>(0.5) * std.v[k];
+                if constexpr (WITH_Z && LOG_SCALE) of_scale.v[k] *= static_cast<V>(0.5) * std.v[k];
             }
             if constexpr (WITH_KL) {
                 const Values<V, N> mu = load<N>(row.mu + j);

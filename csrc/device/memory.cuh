@@ -67,7 +67,8 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bfloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 __device__ __forceinline__ float widen(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
-__device__ __forceinline__ float widen(uint8_t x) { return static_cast<float>(x) * (1.0f / 255); }  // to one ulp
+__device__ __forceinline__ float of_255(float x) { return fmaf(x, ONE_255TH_HIGH, x * ONE_255TH_LOW); }
+__device__ __forceinline__ float widen(uint8_t x) { return of_255(static_cast<float>(x)); }
 __device__ __forceinline__ void narrow(double x, double* to) { *to = x; }
 __device__ __forceinline__ void narrow(float x, float* to) { *to = x; }
 __device__ __forceinline__ void narrow(float x, bfloat16* to) { to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
@@ -106,11 +107,28 @@ __device__ __forceinline__ Values<compute_t<T>, N> load(const T* pointer) {
             for (int k = 0; k < N; ++k) {
                 // the byte as the low mantissa bits of 2²³: cheaper than an integer conversion
                 const float shifted = __uint_as_float(__byte_perm(words[k / 4], 0x4B000000u, 0x7440 + k % 4));
-                values.v[k] = (shifted - 8388608.0f) * (1.0f / 255);
+                values.v[k] = of_255(shifted - 8388608.0f);
             }
         }
     }
     return values;
+}
+
+// The same computed in V: for float64 a uint8 is divided in float64.
+template <class V, int N, class T>
+__device__ __forceinline__ Values<V, N> load_as(const T* pointer) {
+    const Values<compute_t<T>, N> loaded = load<N>(pointer);
+    if constexpr (std::is_same_v<V, compute_t<T>>) {
+        return loaded;
+    } else {
+        Values<V, N> values;
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            if constexpr (sizeof(T) == 1) values.v[k] = static_cast<V>(pointer[k]) / V(255);
+            else values.v[k] = static_cast<V>(loaded.v[k]);
+        }
+        return values;
+    }
 }
 
 template <int N, class T>

@@ -41,12 +41,12 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const Reconstruction work
         for_elements<VECTOR<Y>>(turn, end, head, vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             const Values<V, N> y = load<N>(recon + j);
-            const auto x = load<N>(target + j);
+            const Values<V, N> x = load_as<V, N>(target + j);
             Values<V, N> gradient;
             V factor = 1;
 #pragma unroll
             for (int k = 0; k < N; ++k) {
-                const Terms<V> terms = TERM::terms(y.v[k], static_cast<V>(x.v[k]), parameter);
+                const Terms<V> terms = TERM::terms(y.v[k], x.v[k], parameter);
                 additive += terms.additive;
                 factor *= terms.factor;
                 gradient.v[k] = terms.derivative * weight;
@@ -88,17 +88,17 @@ __global__ void __launch_bounds__(THREADS) elements_kernel(const Reconstruction 
         for_elements<VECTOR<Y>>(turn, end, head, vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             const Values<V, N> y = load<N>(recon + j);
-            const auto x = load<N>(target + j);
+            const Values<V, N> x = load_as<V, N>(target + j);
             Values<V, N> result;
             if (backward) {
                 const Values<V, N> g = load<N>(upstream + j);
 #pragma unroll
                 for (int k = 0; k < N; ++k) {
-                    result.v[k] = TERM::terms(y.v[k], static_cast<V>(x.v[k]), parameter).derivative * g.v[k];
+                    result.v[k] = TERM::terms(y.v[k], x.v[k], parameter).derivative * g.v[k];
                 }
             } else {
 #pragma unroll
-                for (int k = 0; k < N; ++k) result.v[k] = TERM::nll(y.v[k], static_cast<V>(x.v[k]), parameter);
+                for (int k = 0; k < N; ++k) result.v[k] = TERM::nll(y.v[k], x.v[k], parameter);
             }
             store<N>(out + j, result);
         });

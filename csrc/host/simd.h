@@ -81,10 +81,11 @@ FASTVAE_INLINE Double if_negative(Double x, Double a, Double b) { return (Long)x
 FASTVAE_INLINE Double reciprocal_above_one(Double x) { return 1.0 / x; }
 #ifdef __AVX2__
 FASTVAE_INLINE Float if_negative(Float x, Float a, Float b) { return _mm256_blendv_ps(b, a, x); }
-// 1/x for x ≥ 1, within 2 ulp: the processor's 12 bits and one step of Newton's, a third of a division's time.
+// 1/x for x ≥ 1, within 2 ulp: the processor's 12 bits and one step, a third of a division's time. The step is of the third
+// order: Newton's own ends at 1 − 2⁻²⁴ for x = 1, and a saturated sigmoid must be 1.
 FASTVAE_INLINE Float reciprocal_above_one(Float x) {
-    const Float guess = _mm256_rcp_ps(x);
-    return guess + guess * (1.0f - x * guess);
+    const Float guess = _mm256_rcp_ps(x), error = 1.0f - x * guess;
+    return guess + guess * (error + error * error);
 }
 #else
 FASTVAE_INLINE Float if_negative(Float x, Float a, Float b) { return (Int)x < 0 ? a : b; }
@@ -161,8 +162,8 @@ FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
     _mm_storeu_si128(static_cast<__m128i*>(pointer), _mm256_castsi256_si128(packed));
 }
 FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
-    return to_float((Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer)))) *
-           (1.0f / 255);
+    const Float x = to_float((Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer))));
+    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
 }
 #else
 FASTVAE_INLINE Int widen(const void* pointer) {
@@ -178,17 +179,16 @@ FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
 FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
     Float x{};
     for (int k = 0; k < lanes_of<Float>::COUNT; ++k) x[k] = pointer[k];
-    return x * (1.0f / 255);
+    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
 }
 #endif
 
 FASTVAE_INLINE Float load(const bfloat16* pointer, Float) { return (Float)(widen(pointer) << 16); }
 // Round to nearest even; a NaN stays one.
 FASTVAE_INLINE void store(bfloat16* pointer, Float x) {
-    const Int word = (Int)x;
-    const Int rounded = word + ((Int)((Unsigned)word >> 16) & 1) + 0x7fff;
-    const Int chosen = x != x ? word | 0x400000 : rounded;
-    store_low_halves(pointer, (Int)((Unsigned)chosen >> 16));
+    const Unsigned word = (Unsigned)x, rounded = word + ((word >> 16) & 1) + 0x7fff;  // a NaN may wrap around
+    const Unsigned chosen = x != x ? word | 0x400000 : rounded;
+    store_low_halves(pointer, (Int)(chosen >> 16));
 }
 
 #ifdef __F16C__
@@ -208,7 +208,8 @@ FASTVAE_INLINE Float load(const float16* pointer, Float) {
 FASTVAE_INLINE void store(float16* pointer, Float x) {
     const Int word = (Int)x, sign = (Int)((Unsigned)word >> 16) & 0x8000, magnitude = word & 0x7fffffff;
     const Int subnormal = (Int)((Float)magnitude + 0.5f) - 0x3f000000;
-    const Int normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const Unsigned from = (Unsigned)magnitude;  // a NaN may overflow a signed sum
+    const Int normal = (Int)(from - 0x38000000u + 0xfffu + ((from >> 13) & 1)) >> 13;
     Int half = magnitude < 0x38800000 ? subnormal : normal;
     half = magnitude >= 0x477ff000 ? Int{} + 0x7c00 : half;
     half = magnitude > 0x7f800000 ? Int{} + 0x7e00 : half;

@@ -80,15 +80,14 @@ class Pool {
 std::atomic<Pool*> current{nullptr};
 std::atomic<bool> forked{false};
 
-void watch_forks() {
 #ifndef _WIN32
-    static const int registered = pthread_atfork(nullptr, nullptr, [] {
-        current.store(nullptr);
-        forked.store(true);
-    });
-    (void)registered;
+// From the moment the library is loaded: a fork before our first parallel run, but after one of torch's, leaves the child an
+// OpenMP whose threads are gone.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+    current.store(nullptr);
+    forked.store(true);
+});
 #endif
-}
 
 // How GNU's, LLVM's and Intel's OpenMP start a parallel region; null where the process has none of them.
 using Parallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
@@ -119,7 +118,6 @@ int run_rows(Piece piece, const void* work, int64_t rows, int64_t cost, int thre
     const int64_t share = std::min({static_cast<int64_t>(threads), rows, worth});
     if (share <= 1) return rows > 0 ? piece(work, 0, rows) : 0;
     Job job{piece, work, rows, std::max<int64_t>(1, rows / (share * PIECES))};
-    watch_forks();
     const Parallel parallel = openmp();
     if (parallel != nullptr && !forked) {
         // all threads, as torch asks: GNU's runtime ends those that one region does without

@@ -21,6 +21,7 @@ I16, I32, I64, F16, F32, F64 = (
 )
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16, UINT8 = range(5)
+ONE_255TH_HIGH, ONE_255TH_LOW = 0x101 * 2.0**-16, 0x1010102 * 2.0**-48
 
 
 def inlined(function):
@@ -123,9 +124,11 @@ def _store_float16(b, address, index, value):
 
 
 def _load_uint8(b, address, index):
-    """x/255 to one ulp."""
+    """x/255 to nearest, fused or not: HIGH has so few bits that x·HIGH is exact."""
     value = b.sitofp(b.zext(_load_plain(ir.IntType(8), 1)(b, address, index), I32), F32)
-    return b.fmul(value, ir.Constant(F32, 1 / 255))
+    high = b.fmul(value, ir.Constant(F32, ONE_255TH_HIGH), flags=("contract",))
+    low = b.fmul(value, ir.Constant(F32, ONE_255TH_LOW), flags=("contract",))
+    return b.fadd(high, low, flags=("contract",))
 
 
 _LOADS = {

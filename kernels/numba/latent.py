@@ -189,7 +189,7 @@ def backward(
                         if floor > zero:
                             kl = kl_element(log_scale, mu, scale, prior_mu, prior_logvar, precision)
                             c = zero if kl < floor else c
-                        slope = half * (var * precision - one) if log_scale else std * (precision - one / (eps + var))
+                        slope = half * (var * precision - one) if log_scale else std * precision - std / (eps + var)
                         grad_mu += c * d * precision
                         grad_scale += c * slope
                         if with_prior:

@@ -38,7 +38,7 @@ MAGIC_BITS = i(0x4B400000)
 SQRT_HALF_BITS = i(0x3F3504F3)
 MIN_NORMAL, TWO_23, LOG_TWO_23 = f(1.17549435e-38), f(8388608.0), f(15.942385)
 ZERO, ONE, HALF = f(0), f(1), f(0.5)
-EXP_LOW, EXP_HIGH = f(-87.0), f(88.5)
+EXP_LOW, EXP_HIGH, EXP_NEGATIVE_LOW = f(-104.0), f(89.0), f(-87.0)
 MANTISSA, BIAS, C1, C2 = i(23), i(127), i(1), i(2)
 E0, E1, E2 = f(1.9875691500e-4), f(1.3981999507e-3), f(8.3334519073e-3)
 E3, E4, E5 = f(4.1665795894e-2), f(1.6666665459e-1), f(5.0000001201e-1)
@@ -53,14 +53,15 @@ QUADRANT_ROUND, QUADRANT_SHIFT = i(0x20000000), i(30)
 
 @exact
 def exp32(x):
-    """e^x for x in [-87, 88.5], clamped to that outside; within 2 ulp. e^-87 is 1.6e-38."""
+    """e^x for any x, within 2 ulp where that is a normal number: infinite above 88.72, 0 below -104."""
+    # at these ends the product with 2^n has overflowed, or rounded to 0, by itself
     x = select(x < EXP_LOW, EXP_LOW, x)
     x = select(x > EXP_HIGH, EXP_HIGH, x)
     shifted = x * LOG2_E + MAGIC
     n = shifted - MAGIC
     r = x - n * LN2_HIGH - n * LN2_LOW
     p = ((((E0 * r + E1) * r + E2) * r + E3) * r + E4) * r + E5
-    # 2^n in two factors: n can be 128
+    # 2^n in two factors: n is from -150 to 128
     exponent = subtract(bits(shifted), MAGIC_BITS)
     half = shift_right(exponent, C1)
     scale0 = from_bits(shift_left(add(half, BIAS), MANTISSA))
@@ -71,7 +72,7 @@ def exp32(x):
 @exact
 def exp_negative32(x):
     """e^x for x ≤ 0, e^-87 below -87; within 2 ulp."""
-    x = select(x < EXP_LOW, EXP_LOW, x)
+    x = select(x < EXP_NEGATIVE_LOW, EXP_NEGATIVE_LOW, x)
     shifted = x * LOG2_E + MAGIC
     n = shifted - MAGIC
     r = x - n * LN2_HIGH - n * LN2_LOW

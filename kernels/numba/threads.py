@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
@@ -42,8 +42,27 @@ def run(kernel: Callable[..., int], rows: int, cost: int, *args: int | float) ->
         pool = _pool = ThreadPoolExecutor(threads, thread_name_prefix="fastvae")
         _pool_size = threads
     bounds = [rows * t // threads for t in range(threads + 1)]
-    others = [pool.submit(kernel, bounds[t], bounds[t + 1], *args) for t in range(1, threads)]
-    flags = kernel(0, bounds[1], *args)
-    for other in others:
-        flags |= other.result()
+    others: list[Future[int]] = []
+    try:
+        for t in range(1, threads):
+            others.append(pool.submit(kernel, bounds[t], bounds[t + 1], *args))
+        flags = kernel(0, bounds[1], *args)
+        for other in others:
+            flags |= other.result()
+    except BaseException:
+        _pool = None  # an interrupted submit may have left the pool without the thread it counted
+        _wait_for(others)
+        raise
     return flags
+
+
+def _wait_for(futures: list[Future[int]]) -> None:
+    """Returns when none runs, however often it is interrupted: their outputs are freed after that."""
+    for future in futures:
+        future.cancel()
+    while True:
+        try:
+            wait(futures)
+        except KeyboardInterrupt:
+            continue
+        return

@@ -89,7 +89,8 @@ def exp_compensated(x):
         power = x * LOG2_E
         lost = tl.fma(x, tl.full(x.shape, LOG2_E, tl.float32), -power)
         value = exp2_32(power)
-        return tl.where(lost == lost, value + value * lost * LN_2, value)  # inf − inf where x is infinite
+        corrected = value + value * lost * LN_2
+        return tl.where(corrected == corrected, corrected, value)  # inf − inf where x or e^x is infinite
 
 
 @triton.jit

@@ -208,7 +208,7 @@ def backward_walk(
                 if LOG_SCALE:
                     grad_scale += upstream * 0.5 * (var * precision - 1.0)
                 else:
-                    grad_scale += upstream * std * (precision - reciprocal(var + STD_EPS))
+                    grad_scale += upstream * (std * precision - std * reciprocal(var + STD_EPS))
                 by_prior = -upstream * d * precision
                 tl.store(grad_prior_mu_ptr + here, rounded(by_prior, grad_prior_mu_ptr.dtype.element_ty), mask)
                 by_prior = upstream * 0.5 * (1.0 - (var + d * d) * precision)
@@ -218,7 +218,7 @@ def backward_walk(
                 if LOG_SCALE:
                     grad_scale += upstream * 0.5 * (var - 1.0)
                 else:
-                    grad_scale += upstream * std * (1.0 - reciprocal(var + STD_EPS))
+                    grad_scale += upstream * (std - std * reciprocal(var + STD_EPS))
         tl.store(grad_mu_ptr + here, rounded(grad_mu, grad_mu_ptr.dtype.element_ty), mask)
         tl.store(grad_scale_ptr + here, rounded(grad_scale, grad_scale_ptr.dtype.element_ty), mask)
         start += BLOCK

@@ -16,14 +16,21 @@ import triton.language as tl
 from .approx import log, rounded
 from .likelihoods import element_terms, terms
 
+ONE_255TH_HIGH = tl.constexpr(2.0**-8 + 2.0**-16)
+ONE_255TH_LOW = tl.constexpr(2.0**-24 + 2.0**-32 + 2.0**-40 + 2.0**-47)
+
 
 @triton.jit
 def load_target(ptr, mask, dtype: tl.constexpr, MASKED: tl.constexpr):
     """x in the accumulator's dtype; uint8 means x/255."""
     x = tl.load(ptr, mask, other=0) if MASKED else tl.load(ptr)
     if x.dtype == tl.uint8:
-        # by way of int32: one conversion instruction; the product is x/255 to one ulp
-        return x.to(tl.int32).to(dtype) / 255.0 if dtype == tl.float64 else x.to(tl.int32).to(dtype) * (1 / 255)
+        number = x.to(tl.int32).to(dtype)  # by way of int32: one conversion instruction
+        if dtype == tl.float64:
+            return number / 255.0
+        else:
+            # x/255 to nearest, fused or not: HIGH has so few bits that the product with it is exact
+            return number * ONE_255TH_HIGH + number * ONE_255TH_LOW
     else:
         return x.to(dtype)
 

@@ -1,0 +1,178 @@
+"""The ends of the dtypes: saturated logits, values beyond what a dtype holds, every uint8 number."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastvae
+
+from table import BACKENDS, DTYPES, instruction_set, value_and_gradients
+
+INF, NAN = math.inf, math.nan
+LOGVARS = [-INF, -1e4, -200, -104, -90, -87, 0, 88, 88.7, 88.8, 89, 90, 100, 178, 200, 1e4, INF, NAN]
+MEANS = [0.0, 1.0, 1e20, INF]
+STDS = [0.0, 1e-30, 1.0, 1e19, 1e20, INF]
+
+
+@pytest.fixture(params=[*BACKENDS, *(["cpp-baseline"] if "cpp" in BACKENDS else [])])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend in use in turn; cpp by its widest instructions and by those every processor has."""
+    name, _, instructions = request.param.partition("-")
+    with fastvae.use_backend(name):
+        if instructions:
+            with instruction_set(instructions):
+                yield name
+        else:
+            yield name
+
+
+def grid(means: list[float], scales: list[float], dtype: torch.dtype) -> list[Tensor]:
+    mu, scale = torch.meshgrid(torch.tensor(means), torch.tensor(scales), indexing="ij")
+    return [mu.to(dtype).contiguous(), scale.to(dtype).contiguous()]
+
+
+def eager_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * (mu.pow(2) + logvar.exp() - 1 - logvar)
+
+
+def eager_kl_of_std(mu: Tensor, std: Tensor) -> Tensor:
+    return 0.5 * (mu.pow(2) + std.pow(2) - 1 - torch.log(1e-8 + std.pow(2)))
+
+
+def check(
+    call: Callable[..., Tensor], eager: Callable[..., Tensor], inputs: list[Tensor], upstream: Tensor | None = None
+) -> None:
+    """The value and both gradients are NaN and infinite where eager's in the accumulator's dtype are."""
+    dtype = inputs[0].dtype
+    wide = [t.float() if dtype != torch.float64 else t for t in inputs]
+    want, want_grads = value_and_gradients(eager, wide, 2, upstream)
+    got, grads = value_and_gradients(call, inputs, 2, upstream)
+    rtol = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(dtype, 1e-5)
+    for ours, theirs in zip((got, *grads), (want, *want_grads), strict=True):
+        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=rtol, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kl_beyond_the_dtype(backend: str, dtype: torch.dtype) -> None:
+    inputs = grid(MEANS, LOGVARS, dtype)
+    check(lambda mu, logvar: fastvae.gaussian_kl(mu, logvar, reduction="none"), eager_kl, inputs)
+    upstream = torch.ones_like(inputs[0])
+    kl = value_and_gradients(
+        lambda mu, logvar: fastvae.sample_with_kl(mu, logvar, seed=1, reduction="none")[1], inputs, 2
+    )
+    alone = value_and_gradients(
+        lambda mu, logvar: fastvae.gaussian_kl(mu, logvar, reduction="none"), inputs, 2, upstream
+    )
+    rtol = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(dtype, 1e-5)
+    torch.testing.assert_close(kl, alone, rtol=rtol, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kl_of_std_beyond_the_dtype(backend: str, dtype: torch.dtype) -> None:
+    inputs = grid(MEANS, STDS, dtype)
+    check(lambda mu, std: fastvae.gaussian_kl(mu, std=std, reduction="none"), eager_kl_of_std, inputs)
+
+
+def test_sums_of_a_diverged_kl_are_infinite(backend: str) -> None:
+    mu, logvar = torch.zeros(3, 40), torch.zeros(3, 40)
+    logvar[1, 7] = 95
+    for reduction in ("example", "batchmean", "mean", "sum"):
+        kl, (_, grad) = value_and_gradients(
+            lambda mu, logvar, r=reduction: fastvae.gaussian_kl(mu, logvar, reduction=r), [mu, logvar], 2
+        )
+        assert (kl[1] if reduction == "example" else kl) == INF
+        assert grad[1, 7] == INF
+        assert grad.isinf().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "example", "sum"])
+def test_saturated_logits_have_no_gradient(backend: str, reduction: str, dtype: torch.dtype) -> None:
+    logits = torch.tensor([40.0, 64, 100, 1000, INF], dtype=dtype).repeat(9)[None]
+    if reduction != "none":
+        logits = logits[:, logits[0].isfinite()]  # inf − inf·1 in the loss is NaN in eager too
+    _, (grad,) = value_and_gradients(
+        lambda y, x: fastvae.bce_with_logits(y, x, reduction=reduction), [logits, torch.ones_like(logits)], 1
+    )
+    assert (grad == 0).all()
+    if dtype == torch.float32:
+        _, (grad,) = value_and_gradients(fastvae.bce_with_logits, [torch.full((3, 20), 18.0), torch.ones(3, 20)], 1)
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_uint8_is_the_number_divided_by_255(backend: str, dtype: torch.dtype) -> None:
+    """The gradient of l1 says on which side of x the reconstruction is, that of mse how far off."""
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3)[None]
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    exact = (pixels.to(compute) / 255).to(dtype)
+    wide = exact.to(compute) - pixels.to(compute) / 255
+    for op in (fastvae.l1, fastvae.mse):
+        for reduction in ("none", "sum"):
+            _, (grad,) = value_and_gradients(
+                lambda y, x, op=op, r=reduction: op(y, x, reduction=r), [exact.clone(), pixels], 1
+            )
+            want = wide.sign() if op is fastvae.l1 else 2 * wide
+            torch.testing.assert_close(grad, want.to(dtype), rtol=0, atol=0)
+
+
+def test_interrupts_neither_crash_nor_hang() -> None:
+    """Where Numba's kernels are interrupted, their threads still write: the outputs must outlive them."""
+    if "numba" not in BACKENDS:
+        pytest.skip("no numba")
+    code = """
+import os, signal, sys, threading, time, torch, fastvae
+torch.set_num_threads(2)
+y, x = torch.randn(1024, 784), torch.rand(1024, 784)
+def work():
+    return fastvae.bce_with_logits(y, x, reduction="none").sum()
+with fastvae.use_backend("numba"):
+    work()
+    def interrupt():
+        for _ in range(10):
+            time.sleep(0.03)
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append(True)
+    done, seen = [], 0
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    while not done:
+        try:
+            while not done:
+                work()
+        except KeyboardInterrupt:
+            seen += 1
+    print(seen > 0, work().isfinite().item())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["True", "True"]
+
+
+def test_a_fork_after_torch_alone_ran_in_parallel() -> None:
+    if "cpp" not in BACKENDS or not hasattr(os, "fork"):
+        pytest.skip("no cpp, or no fork")
+    code = """
+import os, signal, torch, fastvae
+torch.set_num_threads(2)
+fastvae.backends()
+big = torch.randn(1000, 1000)
+(big + 1).sum()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    with fastvae.use_backend("cpp"):
+        fastvae.mse(big, big)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert run.stdout.strip() == "0", run.stderr
