@@ -93,7 +93,20 @@ def test_errors_are_python_errors() -> None:
         native().rescale(9, 1, one.data_ptr(), torch.zeros(1).data_ptr(), 1, 1)
     with pytest.raises(ValueError, match="likelihood code"):
         native().reconstruction_forward(
-            7, 0.0, 1, 1, 1, 1, one.data_ptr(), 1, one.data_ptr(), 1, 0, 2, one.data_ptr(), 1
+            len(native().likelihood_names()),
+            0.0,
+            1,
+            1,
+            1,
+            1,
+            one.data_ptr(),
+            1,
+            one.data_ptr(),
+            1,
+            0,
+            2,
+            one.data_ptr(),
+            1,
         )
     with pytest.raises(ValueError, match="target must be uint8, float32"):
         native().reconstruction_forward(
