@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastvae import checkpoint, data
 from fastvae.errors import UserError
-from fastvae.training import Config, Trainer, load_model, salt_and_pepper
+from fastvae.train import checkpoint, data
+from fastvae.train.config import Config
+from fastvae.train.loop import Trainer, load_model, salt_and_pepper
 
 SMALL = ["--data", "digits", "--hidden", "32", "--latent", "2"]
 

@@ -11,21 +11,20 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+from ..models import Model, build
+from ..registry import backend_name
 from . import checkpoint
+from .config import PRECISIONS, Config
 from .data import Data, Split, batches, load
-from .errors import UserError
-from .models import Model, build
-from .registry import backend_name
 
-MODELS = ("vae", "cvae", "conv")
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEST_BATCH = 1000
 COLUMNS = (
     "epoch",
@@ -38,47 +37,6 @@ COLUMNS = (
     "beta",
     "examples_per_second",
 )
-
-
-@dataclass
-class Config:
-    """What a run computes: the same configuration gives the same bits on the same machine."""
-
-    model: str = "vae"
-    latent: int = 20
-    hidden: int = 400
-    likelihood: str = "bernoulli_logits"
-    beta: float = 1.0
-    beta_warmup: int = 0
-    free_bits: float = 0.0
-    denoise: float = 0.0
-    batch_size: int = 128
-    epochs: int = 10
-    learning_rate: float = 1e-3
-    precision: str = "fp32"
-    seed: int = 0
-    data: str = "mnist5k"
-    data_root: str | None = None
-
-    def check(self) -> None:
-        """Raise a :class:`UserError` for the first value that cannot be."""
-        for name, low in (
-            ("latent", 1),
-            ("hidden", 1),
-            ("batch_size", 1),
-            ("epochs", 1),
-            ("beta_warmup", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < low:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
-        for name in ("beta", "free_bits"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise UserError(f"--learning-rate must be > 0, got {self.learning_rate}")
-        if not 0 <= self.denoise < 1:
-            raise UserError(f"--denoise must be in [0, 1), got {self.denoise}")
 
 
 def make_model(config: Config, data: Data) -> Model:
@@ -237,7 +195,7 @@ def _named(values: Tensor) -> dict[str, float]:
 
 def _mix(seed: int, epoch: int, stream: int) -> int:
     """A 63-bit seed for one use in one epoch: Philox, which is at hand, of the three numbers."""
-    from .random import philox4x32
+    from ..random import philox4x32
 
     low, high, *_ = philox4x32(seed % (1 << 64), epoch + (stream << 64))
     return (high << 31 | low >> 1) & (1 << 63) - 1
@@ -245,7 +203,7 @@ def _mix(seed: int, epoch: int, stream: int) -> int:
 
 def environment(device: torch.device) -> dict[str, str]:
     """Where a run's numbers come from."""
-    from . import __version__
+    from .. import __version__
 
     return {
         "fastvae": __version__,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 FILE = "checkpoint.safetensors"
 FORMAT = "fastvae training checkpoint 1"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 SOURCES = ("mnist5k", "digits")
 TEST_SHARE = 5  # one in five examples of each class, where a source has no test set

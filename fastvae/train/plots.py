@@ -10,8 +10,8 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
+from ..models import Model
 from .data import Data
-from .models import Model
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -176,7 +176,7 @@ def draw_all(
     folder: Path, model: Model, data: Data, history: list[dict[str, float]], config: dict[str, Any]
 ) -> list[Path]:
     """Write the pictures that apply to this run into ``folder``; returns their paths in the order of a report."""
-    from .training import salt_and_pepper
+    from .loop import salt_and_pepper
 
     model.eval()
     test = data.test.to(_device(model))
