@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..models import MODELS
 from .data import SOURCES
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LARGEST_SEED = 2**64 - 1
+LARGEST = 2**63 - 1  # int64
 
 
 def _hidden(model: str) -> int:
@@ -60,6 +61,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.hidden is None and self.model in MODELS:
             self.hidden = _hidden(self.model)
+        if self.data_root is not None:
+            self.data_root = os.path.abspath(self.data_root)  # a run may resume from another working directory
 
     def check(self) -> None:
         """Raise a :class:`UserError` for the first value that cannot be."""
@@ -81,6 +84,8 @@ class Config:
         ):
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+            if getattr(self, name) > LARGEST:
+                raise UserError(f"--{name.replace('_', '-')} must be at most {LARGEST}, got {getattr(self, name)}")
         for name in ("beta", "free_bits"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")

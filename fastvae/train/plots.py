@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models import Model
+from .checkpoint import write_atomically
 from .data import Data
 
 mpl.use("Agg")
@@ -199,6 +201,8 @@ def draw_all(
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=130)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
         plt.close(figure)
+        write_atomically(paths[-1], content.getvalue())
     return paths

@@ -98,5 +98,5 @@ def write_index(folder: Path, runs: list[tuple[str, dict[str, Any]]]) -> Path:
 
 
 def _write(path: Path, content: str) -> Path:
-    write_atomically(path, content.encode(errors="surrogateescape"))
+    write_atomically(path, content.encode(errors="replace"))
     return path
