@@ -17,7 +17,7 @@ from .bench import command as bench_command
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .training import Config
+    from .train.config import Config
 
 INTERRUPTED = 130
 
@@ -28,28 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a model and write a report")
-    # no defaults here: --resume must know what was given; training.Config has them
-    train.add_argument("--model", choices=("vae", "cvae", "conv"), help="network (default: vae)")
-    train.add_argument("--latent", type=int, help="elements of z (default: 20)")
-    train.add_argument("--hidden", type=int, help="width of hidden layers (default: 400; conv: 64 channels)")
-    train.add_argument(
-        "--likelihood",
-        choices=("bernoulli_logits", "bernoulli_probs", "continuous_bernoulli_logits", "gaussian", "mse", "l1"),
-        help="reconstruction term (default: bernoulli_logits)",
-    )
-    train.add_argument("--beta", type=float, help="weight of the KL (default: 1)")
-    train.add_argument("--beta-warmup", type=int, metavar="EPOCHS", help="raise beta from 0 over this many epochs")
-    train.add_argument("--free-bits", type=float, metavar="NATS", help="least KL of each latent element (default: 0)")
-    train.add_argument("--denoise", type=float, metavar="SHARE", help="salt and pepper on this share of input pixels")
-    train.add_argument("--batch-size", type=int, help="examples a step (default: 128)")
-    train.add_argument("--epochs", type=int, help="passes over the data (default: 10)")
-    train.add_argument("--learning-rate", type=float, help="of Adam (default: 1e-3)")
-    train.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="autocast (default: fp32)")
-    train.add_argument("--seed", type=int, help="of everything random (default: 0)")
-    train.add_argument(
-        "--data", choices=("mnist5k", "digits"), help="data set of an installed package (default: mnist5k)"
-    )
-    train.add_argument("--data-root", metavar="FOLDER", help="folder of MNIST-style IDX files, instead of --data")
+    _add_config(train)
     train.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
     train.add_argument("--backend", help="kernel backend (default: the best for the device; see fastvae info)")
     train.add_argument(
@@ -82,6 +61,26 @@ def parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="versions, devices, backends, and why a backend is missing")
     info.set_defaults(run=run_info)
     return root
+
+
+def _add_config(train: argparse.ArgumentParser) -> None:
+    """One option for each field of ``Config``, without a default: ``--resume`` must know what was given."""
+    from dataclasses import fields
+    from typing import get_args, get_type_hints
+
+    from .train.config import Config
+
+    types = get_type_hints(Config)
+    for option in fields(Config):
+        kind, *_ = get_args(types[option.name]) or (types[option.name],)
+        default = "" if option.default is None else f" (default: {option.default})"
+        train.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=kind,
+            choices=option.metadata.get("choices"),
+            metavar=option.metadata.get("metavar"),
+            help=option.metadata["help"] + default,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +119,7 @@ def _device(name: str) -> str:
 
 def _prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Make ``folder``; refuse to write over a run that is there."""
-    from .checkpoint import FILE
+    from .train.checkpoint import FILE
 
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
@@ -140,15 +139,14 @@ def run_train(options: argparse.Namespace) -> None:
     """``fastvae train``."""
     from dataclasses import fields
 
-    from .training import Config, resumed_config
+    from .train.config import Config
+    from .train.loop import resumed_config
 
     given = {f.name: value for f in fields(Config) if (value := getattr(options, f.name)) is not None}
     if options.resume:
         _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
         config = resumed_config(options.output, given)
     else:
-        if given.get("model") == "conv":
-            given.setdefault("hidden", 64)
         config = Config(**given)
     config.check()
     device = _device(options.device)
@@ -161,7 +159,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 def _check_data_first(config: Config) -> None:
     """Fail on missing data before any folder is made."""
-    from .data import load
+    from .train.data import load
 
     load(config.data, config.data_root)
 
@@ -184,8 +182,8 @@ def _backend(name: str | None) -> Any:
 
 def train(config: Config, folder: Path, device: str, *, resume: bool = False) -> dict[str, Any]:
     """Train, draw, report; returns the state of the last checkpoint."""
-    from . import plots, report
-    from .training import Trainer, load_model
+    from .train import plots, report
+    from .train.loop import Trainer, load_model
 
     trainer = Trainer(config, folder, device, resume=resume)
     if resume and trainer.epoch >= config.epochs:
@@ -239,8 +237,8 @@ class _Bar:
 
 def run_demo(options: argparse.Namespace) -> None:
     """``fastvae demo``: three models, each with its report, and a page that links them."""
-    from . import report
-    from .training import Config
+    from .train import report
+    from .train.config import Config
 
     device = _device(options.device)
     common = {"epochs": options.epochs, "learning_rate": 1e-3, "batch_size": 64}
@@ -264,8 +262,8 @@ def run_sample(options: argparse.Namespace) -> None:
 
     import torch
 
-    from . import plots
-    from .training import load_model
+    from .train import plots
+    from .train.loop import load_model
 
     if options.count < 1:
         raise UserError(f"--count must be at least 1, got {options.count}")

@@ -21,7 +21,10 @@ def python(code: str) -> str:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    heavy = "numba", "llvmlite", "triton", "matplotlib", "sklearn", "mlxtend", "pandas", "tqdm", "safetensors"
+    heavy = (
+        *("numba", "llvmlite", "triton", "matplotlib", "sklearn", "mlxtend"),
+        *("pandas", "tqdm", "safetensors", "jinja2"),
+    )
     code = (
         "import torch, sys; before = set(sys.modules); import fastvae;"
         f"print([m for m in {heavy} if m in set(sys.modules) - before])"

@@ -10,14 +10,16 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastvae import checkpoint, data
 from fastvae.errors import UserError
-from fastvae.training import Config, Trainer, load_model, salt_and_pepper
+from fastvae.train import checkpoint, data
+from fastvae.train.config import Config
+from fastvae.train.loop import Trainer, load_model, salt_and_pepper
 
 SMALL = ["--data", "digits", "--hidden", "32", "--latent", "2"]
 
@@ -91,6 +93,19 @@ def damage(idx: Path, kind: str) -> Path:
         labels.write_bytes(labels.read_bytes()[:-3])
     elif kind == "short header":
         (idx / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0")
+    elif kind == "half a header":
+        images.write_bytes(gzip.compress(struct.pack(">2I", 0x803, 60) + b"\0"))
+    elif kind == "no images":
+        write_idx(images, torch.zeros(0, 6, 5, dtype=torch.uint8))
+    elif kind == "no pixels":
+        write_idx(images, torch.zeros(60, 0, 0, dtype=torch.uint8))
+    elif kind == "sizes that wrap":
+        images.unlink()
+        (idx / "train-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 1 << 31, 1 << 31, 4) + bytes(8))
+    elif kind == "zipped sizes that wrap":
+        images.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 1 << 31, 1 << 31, 4) + bytes(8)))
+    elif kind == "gzip bomb":
+        images.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 60, 6, 5) + bytes(1 << 26)))
     elif kind == "wrong magic":
         write_idx(images, torch.zeros(60, 6, 5, dtype=torch.uint8), magic=0x0D03)
     elif kind == "counts":
@@ -106,7 +121,13 @@ BAD_FILES = {
     "truncated gzip": "cannot be read",
     "not gzip": "cannot be read",
     "truncated": "is damaged: its header promises 20 bytes, got 17",
-    "short header": "is not an IDX file",
+    "short header": "is truncated: expected a header of 8 bytes, got 2",
+    "half a header": "is truncated: expected a header of 16 bytes, got 9",
+    "no images": "is empty: expected sizes of at least 1, got 0 x 6 x 5",
+    "no pixels": "is empty: expected sizes of at least 1, got 60 x 0 x 0",
+    "sizes that wrap": f"promises {2**64:,} bytes, got 8",
+    "zipped sizes that wrap": f"promises {2**64:,} bytes, got a gzip file of",
+    "gzip bomb": "promises 1,800 bytes, got more",
     "wrong magic": "expected magic 0x803, got 0xd03",
     "counts": "60 train images but 59 labels",
     "sizes": "training images are [7, 5], test images [6, 5]",
@@ -119,6 +140,16 @@ def test_bad_files(idx: Path, tmp_path: Path, kind: str) -> None:
         data.load(root=damage(idx, kind))
     assert BAD_FILES[kind] in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_no_more_is_decompressed_than_the_header_promises(idx: Path) -> None:
+    damage(idx, "gzip bomb")
+    tracemalloc.start()
+    with pytest.raises(UserError, match="got more"):
+        data.load(root=idx)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 23, "of the 64 MiB"
 
 
 def test_batches_cover_everything_once() -> None:

@@ -41,6 +41,8 @@ class Model(nn.Module):
     """
 
     conditional: ClassVar[bool] = False
+    #: what people call it
+    title: ClassVar[str] = "VAE"
     #: what a checkpoint needs to build the model again
     config: dict[str, Any]
 
@@ -129,13 +131,3 @@ class Model(nn.Module):
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Decode the mean of q(z|x): ``[B, *data_shape]`` → the same."""
         return self.mean(self.decode(self.encode(self.as_input(x), y).mu, y))
-
-
-def build(name: str, config: dict[str, Any]) -> Model:
-    """The model of that name (``"vae"``, ``"cvae"``, ``"conv"``) from its ``config``."""
-    from . import CVAE, VAE, ConvVAE
-
-    models: dict[str, type[Model]] = {"vae": VAE, "cvae": CVAE, "conv": ConvVAE}
-    if name not in models:
-        raise ValueError(f"model must be one of {', '.join(map(repr, models))}, got {name!r}")
-    return models[name](**config)

@@ -17,6 +17,8 @@ class ConvVAE(Model):
     torch.Size([2, 3, 17, 22])
     """
 
+    title = "Convolutional VAE"
+
     def __init__(
         self,
         data_shape: tuple[int, ...] = (1, 28, 28),

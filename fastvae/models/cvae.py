@@ -31,6 +31,7 @@ class CVAE(Model):
     """
 
     conditional = True
+    title = "Conditional VAE"
 
     def __init__(
         self,

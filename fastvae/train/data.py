@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 SOURCES = ("mnist5k", "digits")
 TEST_SHARE = 5  # one in five examples of each class, where a source has no test set
 
+DEFLATE_RATIO = 1032  # no gzip file holds more bytes for each of its own (zlib.net/zlib_tech.html)
+PART = 1 << 20  # bytes read at once: what a header promises is not yet memory to set aside
 IDX_IMAGES, IDX_LABELS = 0x00000803, 0x00000801  # unsigned bytes in three and in one dimension
 
 
@@ -49,6 +53,13 @@ class Data(NamedTuple):
     def classes(self) -> int:
         """Number of labels: the largest plus one."""
         return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training images and labels: a run resumes on the data it began with."""
+        digest = hashlib.sha256(self.train.images.contiguous().numpy())
+        digest.update(self.train.labels.contiguous().numpy())
+        return digest.hexdigest()
 
 
 def load(name: str = "mnist5k", root: str | Path | None = None) -> Data:
@@ -131,8 +142,6 @@ def _load_idx(root: Path) -> Data:
         images, labels = _idx(root, f"{prefix}-images", 3), _idx(root, f"{prefix}-labels", 1)
         if len(images) != len(labels):
             raise UserError(f"{root}: {len(images)} {prefix} images but {len(labels)} labels")
-        if not len(images):
-            raise UserError(f"{root}: the {prefix} files hold no images")
         splits.append(Split(images[:, None], labels))
     if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
         sizes = [list(s.images.shape[2:]) for s in splits]
@@ -147,16 +156,36 @@ def _idx(root: Path, stem: str, dimensions: int) -> Tensor:
     if path is None:
         raise UserError(f"{root} has no {names[0]} or {names[1]}")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    header = 4 + 4 * dimensions
-    magic = IDX_IMAGES if dimensions == 3 else IDX_LABELS
-    found = int.from_bytes(content[:4], "big")
-    if len(content) < header or found != magic:
+        with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+            return _read_idx(path, file, dimensions)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise UserError(f"{path} cannot be read: {error or 'out of memory'}") from None
+
+
+def _read_idx(path: Path, file: BinaryIO, dimensions: int) -> Tensor:
+    size, magic = 4 + 4 * dimensions, IDX_IMAGES if dimensions == 3 else IDX_LABELS
+    header = file.read(size)
+    found = int.from_bytes(header[:4], "big")
+    if len(header) >= 4 and found != magic:
         raise UserError(f"{path} is not an IDX file of {dimensions}-d bytes: expected magic {magic:#x}, got {found:#x}")
-    sizes = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = int(np.prod(sizes, dtype=np.int64))
-    if len(content) - header != expected:
-        raise UserError(f"{path} is damaged: its header promises {expected:,} bytes, got {len(content) - header:,}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header, count=expected).reshape(sizes)
+    if len(header) < size:
+        raise UserError(f"{path} is truncated: expected a header of {size} bytes, got {len(header)}")
+    sizes = struct.unpack(f">{dimensions}I", header[4:])
+    if 0 in sizes:
+        raise UserError(f"{path} is empty: expected sizes of at least 1, got {' x '.join(map(str, sizes))}")
+    expected = math.prod(sizes)
+    most = path.stat().st_size * (DEFLATE_RATIO if path.suffix == ".gz" else 1)
+    if expected > most:
+        raise UserError(f"{path} is damaged: its header promises {expected:,} bytes, got {_held(path, size)}")
+    content = bytearray()
+    while part := file.read(min(PART, expected + 1 - len(content))):
+        content += part
+    if len(content) != expected:
+        got = f"{len(content):,}" if len(content) < expected else "more"
+        raise UserError(f"{path} is damaged: its header promises {expected:,} bytes, got {got}")
+    return torch.frombuffer(content, dtype=torch.uint8).reshape(sizes)
+
+
+def _held(path: Path, header: int) -> str:
+    held = path.stat().st_size
+    return f"a gzip file of {held:,}" if path.suffix == ".gz" else f"{held - header:,}"

@@ -8,24 +8,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+from ..models import Model, build
+from ..registry import backend_name
 from . import checkpoint
+from .config import PRECISIONS, Config
 from .data import Data, Split, batches, load
-from .errors import UserError
-from .models import Model, build
-from .registry import backend_name
 
-MODELS = ("vae", "cvae", "conv")
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEST_BATCH = 1000
 COLUMNS = (
     "epoch",
@@ -40,50 +41,12 @@ COLUMNS = (
 )
 
 
-@dataclass
-class Config:
-    """What a run computes: the same configuration gives the same bits on the same machine."""
+def make_model(config: Config, data: Data, device: torch.device | str = "cpu") -> Model:
+    """The model of ``config`` for images of ``data`` on ``device``, initialised from its seed.
 
-    model: str = "vae"
-    latent: int = 20
-    hidden: int = 400
-    likelihood: str = "bernoulli_logits"
-    beta: float = 1.0
-    beta_warmup: int = 0
-    free_bits: float = 0.0
-    denoise: float = 0.0
-    batch_size: int = 128
-    epochs: int = 10
-    learning_rate: float = 1e-3
-    precision: str = "fp32"
-    seed: int = 0
-    data: str = "mnist5k"
-    data_root: str | None = None
-
-    def check(self) -> None:
-        """Raise a :class:`UserError` for the first value that cannot be."""
-        for name, low in (
-            ("latent", 1),
-            ("hidden", 1),
-            ("batch_size", 1),
-            ("epochs", 1),
-            ("beta_warmup", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < low:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
-        for name in ("beta", "free_bits"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise UserError(f"--learning-rate must be > 0, got {self.learning_rate}")
-        if not 0 <= self.denoise < 1:
-            raise UserError(f"--denoise must be in [0, 1), got {self.denoise}")
-
-
-def make_model(config: Config, data: Data) -> Model:
-    """The model of ``config`` for images of ``data``, initialised from its seed."""
-    torch.manual_seed(config.seed)
+    Raises:
+        UserError: the memory of the device cannot hold it.
+    """
     options: dict[str, Any] = {
         "data_shape": data.shape,
         "latent": config.latent,
@@ -92,7 +55,27 @@ def make_model(config: Config, data: Data) -> Model:
     }
     if config.model == "cvae":
         options["classes"] = data.classes
-    return build(config.model, options)
+    asked = f"--latent {config.latent} and --hidden {config.hidden} make a model too large"
+    memory = _memory(torch.device(device))
+    try:
+        with torch.device("meta"):
+            size = sum(p.nbytes for p in build(config.model, options).parameters())
+        if 4 * size > memory:  # weights, gradients and Adam's two moments
+            raise UserError(f"{asked}: expected at most {memory / 1e9:,.0f} GB of memory, got {4 * size / 1e9:,.0f} GB")
+        torch.manual_seed(config.seed)
+        return build(config.model, options).to(device)
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
+        raise UserError(f"{asked}: {str(error).splitlines()[0]}") from None
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes of memory of ``device``, or infinity where nothing tells."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def salt_and_pepper(images: Tensor, share: float) -> Tensor:
@@ -109,7 +92,7 @@ class Trainer:
         self.config, self.folder, self.device = config, folder, torch.device(device)
         self.data = load(config.data, config.data_root)
         self.train, self.test = self.data.train.to(device), self.data.test.to(device)
-        self.model = make_model(config, self.data).to(device)
+        self.model = make_model(config, self.data, device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.history: list[dict[str, float]] = []
@@ -126,7 +109,9 @@ class Trainer:
 
         ``progress(epoch, examples, numbers)`` is called about ten times a second.
         """
-        if not self.history:
+        if self.history:
+            self._write_metrics()  # a kill between the checkpoint and this file lost its last row
+        else:
             self.save()
         for epoch in range(self.epoch, self.config.epochs):
             train, rate = self._train_epoch(epoch, progress)
@@ -176,9 +161,9 @@ class Trainer:
                 shown = now
                 progress(epoch + 1, count, _named(sums / count) | {"examples_per_second": count / (now - start)})
         numbers = _named(sums / count)
-        if numbers["loss"] != numbers["loss"]:
+        if not all(map(math.isfinite, numbers.values())):
             raise UserError(
-                f"the loss became NaN in epoch {epoch + 1}; the checkpoint of epoch {epoch} is whole. "
+                f"the loss became {numbers['loss']} in epoch {epoch + 1}; the checkpoint of epoch {epoch} is whole. "
                 "Try a smaller --learning-rate or --precision fp32"
             )
         return numbers, count / (time.perf_counter() - start)
@@ -206,29 +191,51 @@ class Trainer:
             "history": self.history,
             "scaler": self.scaler.state_dict(),
             "data": self.data.name,
+            "data_sha256": self.data.fingerprint,
             "environment": environment(self.device),
         }
         tensors = checkpoint.optimizer_tensors(self.optimizer)
         checkpoint.save(self.folder, checkpoint.Checkpoint(self.model.state_dict(), tensors, state))
+        self._write_metrics()
+        checkpoint.write_atomically(
+            self.folder / "config.json", (json.dumps(asdict(self.config), indent=2) + "\n").encode()
+        )
+
+    def _write_metrics(self) -> None:
         table = io.StringIO()
         writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.history)
         checkpoint.write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
-        checkpoint.write_atomically(
-            self.folder / "config.json", (json.dumps(asdict(self.config), indent=2) + "\n").encode()
-        )
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
+        path, history = self.folder / checkpoint.FILE, saved.state["history"]
+        data = saved.state.get("data_sha256", self.data.fingerprint)  # older files do not say
+        if data != self.data.fingerprint:
+            raise UserError(
+                f"{path} is of a run on other data: expected training data of SHA-256 {data[:12]}…, "
+                f"got {self.data.fingerprint[:12]}…"
+            )
         if saved.state["model_config"] != self.model.config:
             raise UserError(
-                f"{self.folder / checkpoint.FILE} is of another model: expected {self.model.config}, "
-                f"got {saved.state['model_config']}"
+                f"{path} is of another model: expected {self.model.config}, got {saved.state['model_config']}"
             )
+        checkpoint.check_tensors(path, "model", self.model.state_dict(), saved.model)
+        # float16 may have skipped every step so far; before the first epoch there is none
+        stepped = bool(history) and (bool(saved.optimizer) or not self.scaler.is_enabled())
+        expected = checkpoint.adam_tensors(list(self.model.parameters())) if stepped else {}
+        checkpoint.check_tensors(path, f"optimiser after {len(history)} epochs", expected, saved.optimizer)
         self.model.load_state_dict(saved.model)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
-        self.scaler.load_state_dict(saved.state["scaler"])
-        self.history = saved.state["history"]
+        try:
+            self.scaler.load_state_dict(saved.state["scaler"])
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"{path} is damaged: its scaler cannot be restored: {error}") from None
+        if history and set(history[-1]) != set(COLUMNS):
+            raise UserError(
+                f"{path} is damaged: expected {', '.join(COLUMNS)} in its history, got {', '.join(history[-1])}"
+            )
+        self.history = history
 
 
 def _named(values: Tensor) -> dict[str, float]:
@@ -237,7 +244,7 @@ def _named(values: Tensor) -> dict[str, float]:
 
 def _mix(seed: int, epoch: int, stream: int) -> int:
     """A 63-bit seed for one use in one epoch: Philox, which is at hand, of the three numbers."""
-    from .random import philox4x32
+    from ..random import philox4x32
 
     low, high, *_ = philox4x32(seed % (1 << 64), epoch + (stream << 64))
     return (high << 31 | low >> 1) & (1 << 63) - 1
@@ -245,7 +252,7 @@ def _mix(seed: int, epoch: int, stream: int) -> int:
 
 def environment(device: torch.device) -> dict[str, str]:
     """Where a run's numbers come from."""
-    from . import __version__
+    from .. import __version__
 
     return {
         "fastvae": __version__,
@@ -266,24 +273,35 @@ def resumed_config(folder: Path, given: dict[str, Any]) -> Config:
     Raises:
         UserError: an option in ``given`` contradicts the run.
     """
-    saved = checkpoint.load(folder).state["config"]
-    for name, value in given.items():
+    saved, asked = _config(folder, checkpoint.load(folder).state["config"]), Config(**given)
+    for name in given:
         if name == "epochs":
-            saved[name] = value
-        elif saved[name] != value:
+            saved.epochs = asked.epochs
+        elif getattr(saved, name) != getattr(asked, name):
             raise UserError(
                 f"{folder / checkpoint.FILE} is of another run: "
-                f"its --{name.replace('_', '-')} is {saved[name]}, got {value}"
+                f"its --{name.replace('_', '-')} is {getattr(saved, name)}, got {getattr(asked, name)}"
             )
+    return saved
+
+
+def _config(folder: Path, saved: dict[str, Any]) -> Config:
+    missing = [f.name for f in fields(Config) if f.name not in saved]
+    if missing:
+        raise UserError(f"{folder / checkpoint.FILE} is damaged: its configuration has no {missing[0]}")
     return Config(**{f.name: saved[f.name] for f in fields(Config)})
 
 
 def load_model(folder: Path, device: str = "cpu") -> tuple[Model, dict[str, Any]]:
     """The trained model in ``folder``, in ``eval`` mode, and the state of its checkpoint."""
     saved = checkpoint.load(folder)
-    model = build(saved.state["config"]["model"], saved.state["model_config"])
+    path = folder / checkpoint.FILE
+    if not saved.state["history"]:
+        raise UserError(f"{path} holds no trained model: expected at least one complete epoch, got 0")
     try:
-        model.load_state_dict(saved.model)
-    except RuntimeError as error:
-        raise UserError(f"{folder / checkpoint.FILE} does not fit its model: {str(error).splitlines()[0]}") from None
+        model = build(_config(folder, saved.state["config"]).model, saved.state["model_config"])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: its model cannot be built: {str(error).splitlines()[0]}") from None
+    checkpoint.check_tensors(path, "model", model.state_dict(), saved.model)
+    model.load_state_dict(saved.model)
     return model.to(device).eval(), saved.state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
+from ..models import Model
+from .checkpoint import write_atomically
 from .data import Data
-from .models import Model
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -176,7 +178,7 @@ def draw_all(
     folder: Path, model: Model, data: Data, history: list[dict[str, float]], config: dict[str, Any]
 ) -> list[Path]:
     """Write the pictures that apply to this run into ``folder``; returns their paths in the order of a report."""
-    from .training import salt_and_pepper
+    from .loop import salt_and_pepper
 
     model.eval()
     test = data.test.to(_device(model))
@@ -199,6 +201,8 @@ def draw_all(
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=130)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
         plt.close(figure)
+        write_atomically(paths[-1], content.getvalue())
     return paths
