@@ -17,7 +17,7 @@ HEIGHT = 0.26  # of a bar; three of them leave a gap between works
 
 def draw(results: dict[str, Any], titles: list[str]) -> Figure:
     """One group of bars for each of ``titles`` that is about bytes; each bar ends in its time."""
-    from fastvae.plots import FAINT, INK, STYLE, plt
+    from fastvae.train.plots import FAINT, INK, STYLE, plt
 
     names = [EAGER, COMPILE, results["default"]]
     table = {title: by_work(results)[title] for title in titles}

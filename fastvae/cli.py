@@ -171,12 +171,11 @@ def _backend(name: str | None) -> Any:
 
     if name is None:
         return contextlib.nullcontext()
-    context = use_backend(name)
     try:
-        context.__enter__()
+        with use_backend(name):
+            pass
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--backend: {error}") from None
-    context.__exit__(None, None, None)
     return use_backend(name)
 
 
