@@ -32,21 +32,21 @@ types: $(VENV)/installed
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+	$(BIN)/python -m pytest --benchmark-only
 
 bars: $(VENV)/installed
-	$(BIN)/python -m benchmarks.bars
+	$(BIN)/python -m fastvae.benchmarks.bars
 
 # On an idle machine: a new file in benchmarks/results, the table of the README and the picture made from it.
 results: $(VENV)/installed
-	$(BIN)/python -m benchmarks.run --publish
+	$(BIN)/python -m fastvae.benchmarks.run --publish
 
 roofline: $(VENV)/installed
-	$(BIN)/python -m benchmarks.static_roofline
+	$(BIN)/python -m fastvae.benchmarks.static_roofline
 
 # On a machine with a GPU, in the environment that is active: checks every op on the device, then times it.
 gpu:
-	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info

@@ -1,7 +1,8 @@
 """Packages, where they lie, and the extension ``fastvae._C``. Metadata is in pyproject.toml.
 
-``kernels/`` is installed as ``fastvae.kernels``. The extension is built from ``csrc/`` with whatever is there: with
-``nvcc`` for CPU and GPU, without it for the CPU, without a C++ compiler not at all. The install succeeds each time.
+``kernels/`` is installed as ``fastvae.kernels``, ``benchmarks/`` as ``fastvae.benchmarks``. The extension is built from
+``csrc/`` with whatever is there: with ``nvcc`` for CPU and GPU, without it for the CPU, without a C++ compiler not at
+all. The install succeeds each time.
 
 ``CUDA_HOME`` says which CUDA toolkit, else the ``nvcc`` on the path is asked. ``FASTVAE_CUDA_ARCHS="80 90"`` builds
 for those only (the last generation also as PTX, for newer ones); ``FASTVAE_CUDA=0`` builds for the CPU only.
@@ -151,10 +152,11 @@ def say(what: str) -> None:
 setup(
     packages=[
         *find_packages(include=["fastvae", "fastvae.*"]),
+        "fastvae.benchmarks",
         "fastvae.kernels",
         *(f"fastvae.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_dir={"fastvae.kernels": "kernels"},
+    package_dir={"fastvae.benchmarks": "benchmarks", "fastvae.kernels": "kernels"},
     package_data={"fastvae": ["py.typed", "_C.pyi"], "fastvae.train": ["templates/*.html"]},
     include_package_data=False,  # only what the line above names
     ext_modules=[Extension("fastvae._C", sorted(map(str, SOURCES.rglob("*.cpp"))), optional=True)],

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import fastvae
-from fastvae.bench import eager
-from fastvae.bench.ops import OPS
-from fastvae.bench.works import Work
+
+from . import eager
+from .ops import OPS
+from .works import Work
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WORKS = (

@@ -1,4 +1,4 @@
-"""Prints every bar the CPU kernels are held to, with what was measured beside it: ``python -m benchmarks.bars``.
+"""Prints each bar the CPU kernels are held to, with what was measured beside it: ``python -m fastvae.benchmarks.bars``.
 
 Speed and memory come from one run in which contenders take turns, then accuracy against float64, the parts of a small
 call, and what a fresh process waits for. Exit code 1 if a bar is missed.
@@ -10,14 +10,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from fastvae.bench import suite
-from fastvae.bench.command import measure
-from fastvae.bench.contenders import COMPILE, EAGER, FLOOR
-from fastvae.bench.ops import gradient_bytes
-from fastvae.bench.table import by_work, duration, head, ratio
-from fastvae.bench.works import BF16, TRAINING, U8, Work
-
-from . import accuracy, overhead, startup
+from . import accuracy, overhead, startup, suite
+from .command import measure
+from .contenders import COMPILE, EAGER, FLOOR
+from .ops import gradient_bytes
+from .table import by_work, duration, head, ratio
+from .works import BF16, TRAINING, U8, Work
 
 LOGITS, PROBS = Work("bce_with_logits", (8192, 784)), Work("bce", (8192, 784))
 HALF = Work("bce_with_logits", (8192, 784), BF16, U8)

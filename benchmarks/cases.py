@@ -1,7 +1,12 @@
-"""Turns the table of works into pytest cases, and a case into a pytest-benchmark row of the right group."""
+"""Turns the table of works into pytest cases, and what ``suite`` measured of one into a row of pytest-benchmark.
+
+The contenders of a work that were selected take turns, once, in the first case of them. pytest-benchmark then reads
+those times from a clock of its own, and does statistics, tables and files.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,37 +14,35 @@ from typing import Any
 import pytest
 import torch
 
-from fastvae.bench import contenders, memory, timing
-from fastvae.bench.ops import bytes_moved
-from fastvae.bench.works import TRAINING, Work
+from . import bandwidth, contenders, suite
+from .works import Work
 
-#: what was measured so far, by group and contender; pytest-benchmark's own tables show only times
-in_bytes: dict[str, dict[str, dict[str, Any]]] = {}
-
+BUDGET = 0.5  # seconds of timing a contender
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+#: rows of a results file that were measured so far, by group; pytest-benchmark's own tables show only times
+measured: dict[str, list[suite.Row]] = {}
+
+speeds = functools.cache(bandwidth.measure)
+readings = functools.lru_cache(maxsize=1)(suite.readings)
+_now = [0.0]
 
 
-class Tick:
-    """A moment on the GPU's own clock. The difference of two is seconds, which is all a timer must give."""
+def clock() -> float:
+    """A timer for pytest-benchmark: it stands still but in ``advance``."""
+    return _now[0]
 
-    def __init__(self) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
-        self.event.record()
 
-    def __sub__(self, earlier: Tick) -> float:
-        self.event.synchronize()
-        return earlier.event.elapsed_time(self.event) / 1e3
+def advance(seconds: float) -> None:
+    """What pytest-benchmark times: something that took ``seconds`` elsewhere."""
+    _now[0] += seconds
 
 
 def cases(select: Callable[[str], Iterable[Work]]) -> list[Any]:
     """Device × work × contender, the contenders of a work side by side; ``select`` gives the works of a device."""
     params = []
     for device in DEVICES:
-        options: dict[str, Any] = {"disable_gc": True, "max_time": 0.5, "min_time": timing.MIN_BURST}
-        if device == "cuda":
-            options["timer"] = Tick
         for work in select(device):
-            mark = pytest.mark.benchmark(group=f"{device} · {work.title}", **options)
+            mark = pytest.mark.benchmark(group=f"{device} · {work.title}", timer=clock)
             for name in contenders.names(work, device):
                 params.append(pytest.param(device, work, name, id=case_id(device, work, name), marks=mark))
     return params
@@ -50,28 +53,21 @@ def case_id(device: str, work: Work, name: str) -> str:
     return re.sub(r"[^\w.]+", "-", f"{device} {work.title} {name}".replace("×", "x"), flags=re.ASCII)
 
 
-def measure(benchmark: Any, speeds: dict[str, float], device: str, work: Work, name: str) -> None:
-    """Time one contender; what the time means in bytes goes to ``extra_info``."""
-    contenders.forget_compiled()
-    try:
-        contender = contenders.contender(work, device, name)
-    except contenders.UnavailableError as reason:
-        pytest.skip(f"{name}: {reason}")
+def selected(items: Iterable[pytest.Item], device: str, work: Work) -> tuple[str, ...]:
+    """The contenders of ``work`` among the cases of this run."""
+    params = [item.callspec.params for item in items if hasattr(item, "callspec")]
+    return tuple(p["name"] for p in params if p.get("work") == work and p["device"] == device)
+
+
+def report(benchmark: Any, items: Iterable[pytest.Item], device: str, work: Work, name: str) -> None:
+    """One contender's row; as it is in a results file it goes to ``extra_info``."""
+    names = selected(items, device, work)
+    found = readings(work, device, speeds(device)["copy"], BUDGET * len(names) * benchmark.enabled, names)
+    row, times = found[name]
+    if "skipped" in row:
+        pytest.skip(f"{name}: {row['skipped']}")
     benchmark.name = name  # the group says the rest
-    with contender.context():
-        benchmark(contender.call)
-        if name != contenders.FLOOR:
-            benchmark.extra_info["peak_extra_bytes"] = memory.peak_extra_bytes(contender.call, device)
-    if benchmark.stats is None:  # --benchmark-disable
-        return
-    if total := bytes_moved(work):
-        speed = total / benchmark.stats.stats.median
-        benchmark.extra_info |= {
-            "bytes": total,
-            "gb_per_s": round(speed / 1e9, 3),
-            "share_of_copy": round(speed / speeds["copy"], 4),
-            "copy_gb_per_s": round(speeds["copy"] / 1e9, 2),
-        }
-        in_bytes.setdefault(f"{device} · {work.title}", {})[name] = benchmark.extra_info
-    elif work.op == TRAINING:
-        benchmark.extra_info["examples_per_s"] = round(work.shape[0] / benchmark.stats.stats.median)
+    turns = iter(times)
+    benchmark.pedantic(advance, setup=lambda: ((next(turns),), {}), rounds=len(times))
+    benchmark.extra_info |= row
+    measured.setdefault(benchmark.group, []).append(row)

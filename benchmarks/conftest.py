@@ -1,22 +1,16 @@
-"""What the suites share: a readable table, bandwidth measured once a run, and no host name in what is saved."""
+"""What the suites share: what times mean in bytes, and no host name in what is saved."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastvae.bench import bandwidth
+from fastvae.benchmarks.cases import measured
 
-from .cases import in_bytes
-
-COLUMNS = ["median", "iqr", "min", "rounds", "iterations"]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("benchmark_columns"):
-        config.option.benchmark_columns = COLUMNS
+#: ``--doctest-modules`` would import the instruments a second time, under a name without ``fastvae``
+collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")]
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
@@ -25,21 +19,12 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for group, rows in in_bytes.items():
-        terminalreporter.section(group, "-")
-        for name, info in sorted(rows.items(), key=lambda row: -row[1]["gb_per_s"]):
-            line = f"{name:22} {info['gb_per_s']:8.1f} GB/s {info['share_of_copy']:6.0%} of a copy"
-            if "peak_extra_bytes" in info:
-                line += f" {info['peak_extra_bytes'] / 1e6:10.2f} MB peak extra memory"
+    for group, rows in measured.items():
+        in_bytes = [row for row in rows if "bytes" in row]
+        if in_bytes:
+            terminalreporter.section(group, "-")
+        for row in sorted(in_bytes, key=lambda row: -row["gb_per_s"]):
+            line = f"{row['contender']:22} {row['gb_per_s']:8.1f} GB/s {row['share_of_copy']:6.0%} of a copy"
+            if "peak_extra_bytes" in row:
+                line += f" {row['peak_extra_bytes'] / 1e6:10.2f} MB peak extra memory"
             terminalreporter.write_line(line)
-
-
-_speeds: dict[str, dict[str, float]] = {}
-
-
-@pytest.fixture
-def speeds(device: str) -> dict[str, float]:
-    """Bytes a second that the memory of ``device`` delivers in this run."""
-    if device not in _speeds:
-        _speeds[device] = bandwidth.measure(device)
-    return _speeds[device]

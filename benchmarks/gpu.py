@@ -1,8 +1,8 @@
-"""Everything a GPU is asked for, in one call under eight minutes: ``make gpu``, ``python -m benchmarks.gpu``.
+"""Everything a GPU is asked for, in one call under eight minutes: ``make gpu``, ``python benchmarks/gpu.py``.
 
 Builds and installs the checkout without the network, checks every op on the device, then measures. Each step's output
 goes to ``DIR/gpu-STEP.log`` as it runs, so an interrupted run leaves what it had; the results file is that of
-``benchmarks.run``.
+``fastvae.benchmarks.run``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def steps(output: Path, device: str) -> Iterator[tuple[str, int, list[str], dict
     yield "only-a-gpu-shows", 90, [*pytest, "tests/test_gpu.py", "-s"], {}
     yield "op-table", 150, [*pytest, *TESTS, "-k", "not (gradcheck and torch)"], here
     results = ["--device", device, "--output", str(output / "gpu-results.json")]
-    yield "measure", 200, [python, "-m", "benchmarks.run", *results], {}
+    yield "measure", 200, [python, "-m", "fastvae.benchmarks.run", *results], {}
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer:
         for tool in ("memcheck", "racecheck", "initcheck"):

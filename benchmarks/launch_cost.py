@@ -1,4 +1,4 @@
-"""What a call costs before the kernel runs: ``python -m benchmarks.launch_cost``.
+"""What a call costs before the kernel runs: ``python -m fastvae.benchmarks.launch_cost``.
 
 Each primitive of a CPU backend is called with one element, which takes the kernel nanoseconds, the way
 ``fastvae/ops.py`` calls it: from Python tensors to the compiled loop and back, outputs allocated. CPU time of the
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastvae.registry import load
+from ..registry import load
 
 CALLS, RUNS = 2000, 15
 

@@ -1,4 +1,4 @@
-"""What limits each CPU kernel, one-pass or forward + backward: ``python -m benchmarks.limits``.
+"""What limits each CPU kernel, one-pass or forward + backward: ``python -m fastvae.benchmarks.limits``.
 
 The same work an element on one thread with its data in cache (arithmetic alone), on one thread and on all with its data
 in memory, beside the floor, a 3-stream loop over the same bytes. Where all threads in memory take little more than
@@ -12,16 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastvae.bench import bandwidth
-from fastvae.bench.ops import OPS, bytes_moved
-from fastvae.bench.timing import interleaved, median
-from fastvae.bench.works import Work
-from fastvae.functional import BCE_EPS
-from fastvae.registry import backend_for
-
+from ..functional import BCE_EPS
+from ..registry import backend_for
+from . import bandwidth
 from .bars import HALF, LATENT, LOGITS, PROBS
+from .ops import OPS, bytes_moved
 from .overhead import LATENT as LATENT_OPTIONS
 from .overhead import RECONSTRUCTION
+from .timing import interleaved, median
+from .works import Work
 
 IN_CACHE = 384 << 10  # bytes: three quarters of a small second-level cache
 EXPLAINED = 0.8  # of the time with all threads, by arithmetic

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvae import functional, ops
-from fastvae.bench.ops import OPS
-from fastvae.bench.timing import interleaved, median
-from fastvae.bench.works import Work
-from fastvae.registry import backend_for
+from .. import functional, ops
+from ..registry import backend_for
+from .ops import OPS
+from .timing import interleaved, median
+from .works import Work
 
 LATENT = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
 RECONSTRUCTION = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean", "with_gradient": True}

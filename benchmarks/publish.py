@@ -1,4 +1,4 @@
-"""Turns a results file into the table of the README and a picture: ``python -m benchmarks.publish RESULTS.json``.
+"""Makes the README's table and a picture of a results file: ``python -m fastvae.benchmarks.publish RESULTS.json``.
 
 The table stands between the comments ``<!-- benchmarks cpu -->`` and ``<!-- /benchmarks cpu -->`` (or ``cuda``) and is
 replaced whole: no number is written by hand.
@@ -15,16 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastvae.bench import works
-from fastvae.bench.contenders import COMPILE, EAGER
-from fastvae.bench.suite import SCHEMA
-from fastvae.bench.table import by_work, duration, is_busy, ratio, times
-from fastvae.bench.works import TRAINING
-from fastvae.errors import UserError
-
+from ..errors import UserError
+from . import works
+from .contenders import COMPILE, EAGER
+from .hardware import checkout
 from .run import slug
-
-ROOT = Path(__file__).parent.parent
+from .suite import SCHEMA
+from .table import by_work, duration, is_busy, ratio, times
+from .works import TRAINING
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def markdown(results: dict[str, Any], source: str) -> Iterator[str]:
     yield (
         f"*{results['hardware']['name']}, {results['threads']} threads, copy {results['bandwidth']['copy']:.1f} GB/s; "
         f"{versions}; {results['date']}, {_others(results)}commit {results['commit'] or 'unknown'}. "
-        f"Medians, contenders in turns: `{source}`, by `python -m benchmarks.run --device {device}`.*"
+        f"Medians, contenders in turns: `{source}`, by `python -m fastvae.benchmarks.run --device {device}`.*"
     )
 
 
@@ -81,19 +79,19 @@ def insert(text: str, section: str, lines: list[str]) -> str:
     return pattern.sub(lambda _: "\n".join([begin, *lines, end]), text)
 
 
-def main(
-    source: Path, *, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "images", busy: bool = False
-) -> list[Path]:
+def main(source: Path, *, readme: Path | None = None, pictures: Path | None = None, busy: bool = False) -> list[Path]:
     """Write the table and draw the picture; returns the files written. Of a ``busy`` machine only if told so."""
     from . import roofline_picture
 
+    root = checkout()
+    readme, pictures = readme or root / "README.md", pictures or root / "docs" / "images"
     results = load(source)
     if is_busy(results) and not busy:
         raise UserError(
             f"others kept {results['others']:.1f} cores busy while {source} was measured: "
             "measure again on an idle machine, or publish it with that remark by --busy"
         )
-    where = source.resolve().relative_to(ROOT) if source.resolve().is_relative_to(ROOT) else Path(source.name)
+    where = source.resolve().relative_to(root) if source.resolve().is_relative_to(root) else Path(source.name)
     picture = pictures / f"roofline-{slug(results)}.png"
     link = os.path.relpath(picture, readme.parent).replace(os.sep, "/")
     alt = f"What each contender makes of the memory's speed on {results['hardware']['name']}"
@@ -108,11 +106,11 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fastvae.benchmarks.publish", description=__doc__)
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
     parser.add_argument("--busy", action="store_true", help="also if the machine was not idle; the table says so")
     options = parser.parse_args()
     try:
         print(*main(options.results, busy=options.busy), sep="\n")
     except UserError as error:
-        sys.exit(f"benchmarks.publish: error: {error}")
+        sys.exit(f"fastvae.benchmarks.publish: error: {error}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastvae.bench.contenders import COMPILE, EAGER
-from fastvae.bench.table import by_work, duration
+from .contenders import COMPILE, EAGER
+from .table import by_work, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ HEIGHT = 0.26  # of a bar; three of them leave a gap between works
 
 def draw(results: dict[str, Any], titles: list[str]) -> Figure:
     """One group of bars for each of ``titles`` that is about bytes; each bar ends in its time."""
-    from fastvae.train.plots import FAINT, INK, STYLE, plt
+    from ..train.plots import FAINT, INK, STYLE, plt
 
     names = [EAGER, COMPILE, results["default"]]
     table = {title: by_work(results)[title] for title in titles}

@@ -1,4 +1,4 @@
-"""Measures everything on one device and leaves a results file: ``python -m benchmarks.run [--device cuda]``.
+"""Measures everything on one device and leaves a results file: ``python -m fastvae.benchmarks.run [--device cuda]``.
 
 The works of ``fastvae bench --full``, then the bars. ``others`` in the file says whether the machine was idle.
 """
@@ -12,14 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastvae.bench import suite, table, works
-from fastvae.bench.command import check_writable, measure, save
-from fastvae.bench.works import Work
-from fastvae.errors import UserError
-
-from . import bars
-
-RESULTS = Path(__file__).parent / "results"
+from ..errors import UserError
+from . import bars, suite, table, works
+from .command import check_writable, measure, save
+from .hardware import checkout
+from .works import Work
 
 
 def slug(results: dict[str, Any]) -> str:
@@ -37,8 +34,8 @@ def main(
 
     Without ``output``: ``benchmarks/results/<hardware>-<date>.json``.
     """
-    path = None if output is None else Path(output)
-    if path is not None:
+    path = checkout() / "benchmarks" / "results" if output is None else Path(output)
+    if output is not None:
         check_writable(path)
     kind = device.partition(":")[0]
     results = measure(list(works.full(kind) if chosen is None else chosen), device, budget)
@@ -46,14 +43,15 @@ def main(
     found = bars.every(results, device)
     print("\n".join(bars.lines(found)))
     results["bars"] = [bar._asdict() for bar in found]
-    path = path or RESULTS / f"{slug(results)}-{results['date']}.json"
+    if output is None:
+        path /= f"{slug(results)}-{results['date']}.json"
     save(results, path)
     print(f"\nevery number: {path}")
     return path
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fastvae.benchmarks.run", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default: cpu)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="(default: named after the hardware)")
     parser.add_argument("--publish", action="store_true", help="then write the table of the README and the picture")
@@ -63,10 +61,12 @@ def _options() -> argparse.Namespace:
 if __name__ == "__main__":
     options = _options()
     try:
+        if options.publish:
+            checkout()
         written = main(options.device, options.output)
         if options.publish:
             from . import publish
 
             publish.main(written)
     except UserError as error:
-        sys.exit(f"benchmarks.run: error: {error}")
+        sys.exit(f"fastvae.benchmarks.run: error: {error}")

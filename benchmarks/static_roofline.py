@@ -1,4 +1,4 @@
-"""Reads the machine code of every Triton kernel, without a GPU: ``python -m benchmarks.static_roofline``.
+"""Reads the machine code of every Triton kernel, without a GPU: ``python -m fastvae.benchmarks.static_roofline``.
 
 The backend is called with tensors that have shapes but no memory, and the launches it would make are recorded; so what
 is compiled here, for sm_90 (or another ``--arch``), is what a user's call launches. Of each kernel's hot loop it
@@ -22,8 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastvae.kernels import triton as backend
-from fastvae.kernels.triton import approx
+from ..kernels import triton as backend
+from ..kernels.triton import approx
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # H200: 132 multiprocessors × 4 warps × 32 lanes at 1.98 GHz over the 4.3 TB/s a copy reaches

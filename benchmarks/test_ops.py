@@ -1,4 +1,4 @@
-"""Ops × contenders × shapes × dtypes × devices, forward and forward + backward."""
+"""Ops × contenders × shapes × dtypes × devices, forward and forward + backward; and whole optimiser steps by batch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 
-from fastvae.bench import works
+from fastvae.benchmarks import works
+from fastvae.benchmarks.cases import cases, report
 
-from .cases import cases, measure
 
-
-@pytest.mark.parametrize(
-    ("device", "work", "name"), cases(lambda kind: [w for w in works.full(kind) if w.op != works.TRAINING])
-)
-def test_op(benchmark: Any, speeds: dict[str, float], device: str, work: works.Work, name: str) -> None:
-    measure(benchmark, speeds, device, work, name)
+@pytest.mark.parametrize(("device", "work", "name"), cases(works.full))
+def test_op(benchmark: Any, request: pytest.FixtureRequest, device: str, work: works.Work, name: str) -> None:
+    report(benchmark, request.session.items, device, work, name)

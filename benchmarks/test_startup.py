@@ -8,19 +8,13 @@ from typing import Any
 
 import pytest
 
-from . import startup
-from .cases import DEVICES
-
-_readings = [0.0]
-
-
-def clock() -> float:
-    """Moves on by what each process measured of itself: starting an interpreter is nobody's cost."""
-    return sum(_readings)
+from fastvae.benchmarks import startup
+from fastvae.benchmarks.cases import DEVICES, advance, clock
 
 
 def read(code: str, **environment: str) -> None:
-    _readings.append(startup.seconds(code, **environment))
+    """What a process measured of itself: starting an interpreter is nobody's cost."""
+    advance(startup.seconds(code, **environment))
 
 
 @pytest.mark.benchmark(group="import fastvae, torch being imported", timer=clock)

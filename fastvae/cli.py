@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bench import command as bench_command
+from .benchmarks import command as bench_command
 from .errors import UserError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from benchmarks import static_roofline
+from fastvae.benchmarks import static_roofline
 
 from table import INTERPRETED
 
@@ -84,7 +84,7 @@ def test_machine_code(kernel: str, dtype: str, arch: int) -> None:
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 def test_it_compiles_for_amd() -> None:
     """In a process of its own: there, portable twins stand for the PTX."""
-    command = [sys.executable, "-m", "benchmarks.static_roofline", "--arch", "gfx942", "--only", "sample+KL"]
+    command = [sys.executable, "-m", "fastvae.benchmarks.static_roofline", "--arch", "gfx942", "--only", "sample+KL"]
     run = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     rows = [line.split(" | ") for line in run.stdout.splitlines() if line.startswith("| sample")]

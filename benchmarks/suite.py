@@ -43,20 +43,28 @@ def run(
 
 
 def measure(work: Work, device: str, copy_speed: float, budget: float = BUDGET) -> list[Row]:
-    """One row a contender, all timed in turns; those that cannot run have ``skipped`` instead of numbers."""
+    """One row a contender; those that cannot run have ``skipped`` instead of numbers."""
+    return [row for row, _ in readings(work, device, copy_speed, budget).values()]
+
+
+def readings(
+    work: Work, device: str, copy_speed: float, budget: float, names: Iterable[str] | None = None
+) -> dict[str, tuple[Row, list[float]]]:
+    """The row and the times in seconds of each contender (of ``names``), all timed in turns."""
     kind = torch.device(device).type
-    found, skipped = contenders(work, device)
+    found, skipped = contenders(work, device, names)
     by_name = {c.name: c for c in found}
     calls = {c.name: c.call for c in found}
     times = interleaved(calls, kind, budget=budget, context=lambda name: by_name[name].context())
-    rows = []
-    for contender in found:
-        row = description(work, contender.name) | timed(times[contender.name], work, copy_speed)
-        if contender.name != FLOOR:
+    rows = {}
+    for name, contender in by_name.items():
+        row = description(work, name) | timed(times[name], work, copy_speed)
+        if name != FLOOR:
             with contender.context():
                 row["peak_extra_bytes"] = peak_extra_bytes(contender.call, kind)
-        rows.append(row)
-    return rows + [description(work, name) | {"skipped": reason} for name, reason in skipped.items()]
+        rows[name] = row, times[name]
+    empty: list[float] = []
+    return rows | {name: (description(work, name) | {"skipped": reason}, empty) for name, reason in skipped.items()}
 
 
 def description(work: Work, contender: str) -> Row:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..errors import UserError
 
 
 def origin(device: str) -> dict[str, Any]:
@@ -69,6 +70,14 @@ def _clocks() -> tuple[float, float, float] | None:
         return None
     busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return time.perf_counter(), busy, sum(os.times()[:4])
+
+
+def checkout() -> Path:
+    """The root of the repository, where results, the README and its pictures are; an installed copy has none."""
+    root = Path(__file__).parent.parent
+    if not (root / "benchmarks" / "README.md").exists():
+        raise UserError(f"expected to run from a clone of the repository, got the installed {Path(__file__).parent}")
+    return root
 
 
 def cpu_name() -> str:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -100,21 +100,16 @@ def contender(work: Work, device: str, name: str) -> Contender:
     return found
 
 
-def contenders(work: Work, device: str) -> tuple[list[Contender], dict[str, str]]:
-    """Everybody who can do ``work`` on ``device``, warm; and who cannot, with the reason."""
-    forget_compiled()
+def contenders(work: Work, device: str, wanted: Iterable[str] | None = None) -> tuple[list[Contender], dict[str, str]]:
+    """Everybody (of ``wanted``) who can do ``work`` on ``device``, warm; and who cannot, with the reason."""
+    torch._dynamo.reset()  # ``torch.compile`` gives up after eight versions of a function
     found, skipped = [], {}
-    for name in names(work, torch.device(device).type):
+    for name in wanted or names(work, torch.device(device).type):
         try:
             found.append(contender(work, device, name))
         except UnavailableError as reason:
             skipped[name] = str(reason)
     return found, skipped
-
-
-def forget_compiled() -> None:
-    """Before every work: ``torch.compile`` gives up after eight versions of a function."""
-    torch._dynamo.reset()
 
 
 class _Inputs(NamedTuple):
