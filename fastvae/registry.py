@@ -115,7 +115,7 @@ class use_backend(contextlib.ContextDecorator):  # noqa: N801  (called like torc
         _forced.set(self.previous)
         return super().__call__(function)
 
-    def _recreate_cm(self) -> contextlib.AbstractContextManager[None]:
+    def _recreate_cm(self) -> use_backend:
         return use_backend(self.name)
 
 

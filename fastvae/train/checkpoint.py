@@ -74,7 +74,7 @@ def _digest(tensors: dict[str, Tensor], state: str) -> str:
     digest = hashlib.sha256(state.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -145,7 +145,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def adam_tensors(parameters: list[Tensor]) -> dict[str, Tensor]:
     """What :func:`optimizer_tensors` gives for an Adam that has made a step: names, dtypes and shapes."""
-    expected = {}
+    expected: dict[str, Tensor] = {}
     for index, value in enumerate(parameters):
         expected |= {f"{index}.step": torch.zeros(()), f"{index}.exp_avg": value, f"{index}.exp_avg_sq": value}
     return expected

@@ -57,8 +57,8 @@ class Data(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the training images and labels: a run resumes on the data it began with."""
-        digest = hashlib.sha256(self.train.images.contiguous().numpy())
-        digest.update(self.train.labels.contiguous().numpy())
+        digest = hashlib.sha256(self.train.images.contiguous().numpy().data)
+        digest.update(self.train.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
 
