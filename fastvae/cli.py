@@ -6,6 +6,7 @@ An error is one line on stderr and an exit code.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .train.config import Config
-
+    from .train.loop import Trainer
 INTERRUPTED = 130
 
 
@@ -87,7 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path need not be UTF-8
     try:
+        if options.run is not run_info:
+            _backend(None)
         options.run(options)
     except UserError as error:
         print(f"fastvae: error: {error}", file=sys.stderr)
@@ -111,9 +116,11 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"--device {name} cannot be used, expected cpu, cuda or cuda:N: {str(error).splitlines()[0]}"
+        ) from None
     return name
 
 
@@ -121,6 +128,11 @@ def _prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Make ``folder``; refuse to write over a run that is there."""
     from .train.checkpoint import FILE
 
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(folder).decode(errors="backslashreplace")
+        raise UserError(f"--output must be a UTF-8 path, which safetensors needs, got {shown}") from None
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     if (folder / FILE).exists() and not (resume or overwrite):
@@ -140,52 +152,62 @@ def run_train(options: argparse.Namespace) -> None:
     from dataclasses import fields
 
     from .train.config import Config
+    from .train.lock import hold
     from .train.loop import resumed_config
 
     given = {f.name: value for f in fields(Config) if (value := getattr(options, f.name)) is not None}
-    if options.resume:
-        _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
-        config = resumed_config(options.output, given)
-    else:
-        config = Config(**given)
-    config.check()
-    device = _device(options.device)
-    with _backend(options.backend):
-        if not options.resume:
-            _check_data_first(config)
-            _prepare_folder(options.output, resume=False, overwrite=options.overwrite)
-        train(config, options.output, device, resume=options.resume)
+    with contextlib.ExitStack() as stack:
+        if options.resume:
+            _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
+            stack.enter_context(hold(options.output))
+            config = resumed_config(options.output, given)
+        else:
+            config = Config(**given)
+        config.check()
+        device = _device(options.device)
+        stack.enter_context(_backend(options.backend, device))
+        train(config, options.output, device, resume=options.resume, overwrite=options.overwrite)
 
 
-def _check_data_first(config: Config) -> None:
-    """Fail on missing data before any folder is made."""
-    from .train.data import load
+def _backend(name: str | None, device: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """The backend of ``--backend``, else of ``FASTVAE_BACKEND``, after a look whether it serves ``device``."""
+    from .registry import asked_for, backend_for, use_backend
 
-    load(config.data, config.data_root)
-
-
-def _backend(name: str | None) -> Any:
-    import contextlib
-
-    from .registry import use_backend
-
-    if name is None:
+    wanted = name or asked_for()
+    if wanted is None:
         return contextlib.nullcontext()
     try:
-        with use_backend(name):
-            pass
+        with use_backend(wanted):
+            if device is not None:
+                backend_for(device.partition(":")[0])
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"--backend: {error}") from None
-    return use_backend(name)
+        raise UserError(f"{'--backend' if name else 'FASTVAE_BACKEND'}: {error}") from None
+    return use_backend(wanted)
 
 
-def train(config: Config, folder: Path, device: str, *, resume: bool = False) -> dict[str, Any]:
-    """Train, draw, report; returns the state of the last checkpoint."""
-    from .train import plots, report
-    from .train.loop import Trainer, load_model
+def train(
+    config: Config, folder: Path, device: str, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train, draw, report; returns the state of the last checkpoint. A resumed run's folder is locked already."""
+    from .train.lock import hold
+    from .train.loop import Trainer
 
+    # all that can be wrong with data and model shows before a folder is made
     trainer = Trainer(config, folder, device, resume=resume)
-    if resume and trainer.epoch >= config.epochs:
+    if resume:
+        return _finish(trainer)
+    _prepare_folder(folder, resume=False, overwrite=overwrite)
+    with hold(folder):
+        _prepare_folder(folder, resume=False, overwrite=overwrite)  # another run may just have ended
+        return _finish(trainer)
+
+
+def _finish(trainer: Trainer) -> dict[str, Any]:
+    from .train import plots, report
+    from .train.loop import load_model
+
+    config, folder = trainer.config, trainer.folder
+    if trainer.epoch >= config.epochs:
         print(f"{folder} already has its {config.epochs} epochs; give more with --epochs")
     size = len(trainer.train.images)
     bar = _Bar(config, size)
@@ -201,7 +223,7 @@ def train(config: Config, folder: Path, device: str, *, resume: bool = False) ->
         raise
     finally:
         bar.close()
-    model, state = load_model(folder, device)
+    model, state = load_model(folder, str(trainer.device))
     pictures = plots.draw_all(folder, model, trainer.data, state["history"], state["config"])
     path = report.write(folder, state, pictures, sum(p.numel() for p in model.parameters()))
     last = state["history"][-1]
@@ -250,8 +272,7 @@ def run_demo(options: argparse.Namespace) -> None:
         config.check()
     runs = []
     for name, config in configs.items():
-        _prepare_folder(options.output / name, resume=False, overwrite=True)
-        runs.append((name, train(config, options.output / name, device)))
+        runs.append((name, train(config, options.output / name, device, overwrite=True)))
     print(f"open {report.write_index(options.output, runs)}")
 
 
@@ -266,6 +287,8 @@ def run_sample(options: argparse.Namespace) -> None:
 
     if options.count < 1:
         raise UserError(f"--count must be at least 1, got {options.count}")
+    if not 0 <= options.seed < 1 << 63:
+        raise UserError(f"--seed must be from 0 to {(1 << 63) - 1}, got {options.seed}")
     model, _ = load_model(options.folder)
     y = None
     if model.conditional:
@@ -278,7 +301,8 @@ def run_sample(options: argparse.Namespace) -> None:
         raise UserError(f"--classes goes with a CVAE; {options.folder} holds a model without labels")
     torch.manual_seed(options.seed)
     columns = len(options.classes) if options.classes else math.ceil(math.sqrt(options.count))
-    figure = plots.show(plots.tile(model.sample(options.count, y), columns), f"Samples from {options.folder.name}")
+    name = os.fsencode(options.folder.name).decode(errors="replace")
+    figure = plots.show(plots.tile(model.sample(options.count, y), columns), f"Samples from {name}")
     try:
         figure.savefig(options.output, dpi=130)
     except (OSError, ValueError) as error:
