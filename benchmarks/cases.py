@@ -70,4 +70,5 @@ def report(benchmark: Any, items: Iterable[pytest.Item], device: str, work: Work
     turns = iter(times)
     benchmark.pedantic(advance, setup=lambda: ((next(turns),), {}), rounds=len(times))
     benchmark.extra_info |= row
-    measured.setdefault(benchmark.group, []).append(row)
+    if benchmark.enabled:  # else the rounds are too few to show
+        measured.setdefault(benchmark.group, []).append(row)

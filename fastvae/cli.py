@@ -116,7 +116,9 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name).item()
+        if torch.device(name).type == "meta":  # it can be made, and holds nothing
+            raise UserError(f"--device must be cpu or cuda, got {name}")
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"--device {name} cannot be used, expected cpu, cuda or cuda:N: {str(error).splitlines()[0]}"

@@ -50,7 +50,7 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--seed", 10**23], f"--seed must be at most {2**63 - 1}, got {10**23}"),
         (["--latent", 10**10], f"--latent {10**10} and --hidden 8 make a model too large"),
         (["--latent", 10**18], f"--latent {10**18} and --hidden 8 make a model too large"),
-        (["--device", "meta"], "--device meta cannot be used, expected cpu, cuda or cuda:N"),
+        (["--device", "meta"], "--device must be cpu or cuda, got meta"),
     ],
     ids=str,
 )

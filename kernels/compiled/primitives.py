@@ -73,7 +73,7 @@ class Primitives:
         queue: Callable[[Tensor, int], tuple[tuple[int, ...], Tensor | None]],
     ):
         self.native, self.queue = native, queue
-        self.scalars: dict[tuple[torch.dtype, int], Tensor] = {}
+        self.scalars: dict[torch.dtype, Tensor] = {}
 
     def loss_like(self, tensor: Tensor, reduction: str) -> Tensor:
         """An output for a loss over ``tensor``."""
@@ -82,10 +82,11 @@ class Primitives:
         dtype = ACCUMULATORS[tensor.dtype]
         if reduction == "example":
             return tensor.new_empty(tensor.shape[:1], dtype=dtype)
-        key = dtype, tensor.get_device()
-        like = self.scalars.get(key)  # twice as fast as spelling out shape, dtype and device
+        if not tensor.is_cpu:  # a CUDA graph being captured would own a tensor kept for later
+            return tensor.new_empty((), dtype=dtype)
+        like = self.scalars.get(dtype)  # twice as fast as spelling out shape, dtype and device
         if like is None:
-            like = self.scalars[key] = tensor.new_empty((), dtype=dtype)
+            like = self.scalars[dtype] = tensor.new_empty((), dtype=dtype)
         return torch.empty_like(like)
 
     def reconstruction_forward(
