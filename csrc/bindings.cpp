@@ -107,6 +107,26 @@ void define(py::module_& module) {
                    const ReleaseGIL release(work.grid.total);
                    reconstruction_backward(work, static_cast<Reduction>(reduction), queue_of(queue...));
                });
+    module.def("with_tensor",
+               [](int likelihood, int recon_type, int target_type, int64_t rows, int64_t cols, int64_t total,
+                  Address recon, int64_t recon_stride, Address target, int64_t target_stride, bool by_row, int64_t piece,
+                  Address parameter, int64_t parameter_stride, Address upstream, int64_t upstream_stride,
+                  bool upstream_by_element, double weight, Address nll, Address sums, Address grad,
+                  Address grad_parameter, Address parameter_sums, Address columns, QUEUE... queue) {
+                   Reconstruction of = reconstruction_of(likelihood, 0, recon_type, target_type, rows, cols, recon,
+                                                         recon_stride, target, target_stride, grad);
+                   of.grid.total = total;
+                   of.weight = weight;
+                   of.nll = at(nll);
+                   of.sums = at<double>(sums);
+                   of.upstream = at(upstream);
+                   of.upstream_stride = upstream_stride;
+                   of.upstream_by_element = upstream_by_element;
+                   const ReleaseGIL release(total);
+                   return with_tensor({of, by_row, piece, at(parameter), parameter_stride, at(grad_parameter),
+                                       at<double>(parameter_sums), at<double>(columns)},
+                                      queue_of(queue...));
+               });
     module.def("latent_forward",
                [](int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
                   Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
@@ -168,7 +188,7 @@ void define(py::module_& module) {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Fused VAE kernels on raw addresses; see kernels/compiled/.";
     module.def("instructions", &fastvae::use_instructions, py::arg("use") = "");
-    module.def("likelihood_names", &fastvae::likelihood_names);
+    module.def("likelihood_names", &fastvae::likelihood_names, py::arg("with_tensor") = false);
     module.def("evaluate", [](const std::string& function, uintptr_t numbers, uintptr_t results, int64_t count) {
         if (!fastvae::evaluate(function, fastvae::at<float>(numbers), fastvae::at<float>(results), count)) {
             throw std::invalid_argument("no function " + function);

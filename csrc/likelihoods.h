@@ -1,6 +1,7 @@
 // Each reconstruction term for one number (or one vector of them): (y, x, parameter) → nll = additive + log(factor), and
 // ∂nll/∂y. A loop multiplies factors in [½, 2] and takes one logarithm for many, times FACTOR_SIGN; a term without a
-// factor has HAS_FACTOR false. Formulas and sources: kernels/likelihoods.py.
+// factor has HAS_FACTOR false. Where the parameter may be a tensor, WITH_TENSOR is true and slope is ∂nll/∂parameter.
+// Formulas and sources: kernels/likelihoods.py.
 #pragma once
 
 #include <stdexcept>
@@ -19,7 +20,7 @@ struct Terms {
 
 struct BernoulliLogits {
     static constexpr const char* NAME = "bernoulli_logits";
-    static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = false;
+    static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = false, WITH_TENSOR = false;
     static constexpr float FACTOR_SIGN = 1;
 
     template <class V>
@@ -37,7 +38,7 @@ struct BernoulliLogits {
 
 template <class TERM>
 struct WithoutFactor {
-    static constexpr bool HAS_FACTOR = false;
+    static constexpr bool HAS_FACTOR = false, WITH_TENSOR = false;
 
     template <class V>
     static FASTVAE_MATH V nll(V y, V x, V parameter) {
@@ -123,13 +124,35 @@ struct ContinuousBernoulliLogits : WithoutFactor<ContinuousBernoulliLogits> {
 
 struct Gaussian : WithoutFactor<Gaussian> {
     static constexpr const char* NAME = "gaussian";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V var) {
         const V d = y - x, half = constant<V>(0.5), precision = divide(constant<V>(1), var);
         return {half * d * d * precision + half * log_normal(constant<V>(6.283185307179586) * var), constant<V>(1),
                 d * precision};
+    }
+    template <class V>
+    static FASTVAE_MATH V slope(V y, V x, V var) {
+        const V d = y - x, precision = divide(constant<V>(1), var);
+        return constant<V>(0.5) * precision * (constant<V>(1) - d * d * precision);
+    }
+};
+
+struct GaussianLogVar : WithoutFactor<GaussianLogVar> {
+    static constexpr const char* NAME = "gaussian_logvar";
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V logvar) {
+        const V d = y - x, precision = exp(-logvar);
+        return {constant<V>(0.5) * (d * d * precision + logvar + constant<V>(1.8378770664093453)), constant<V>(1),
+                d * precision};
+    }
+    template <class V>
+    static FASTVAE_MATH V slope(V y, V x, V logvar) {
+        const V d = y - x;
+        return constant<V>(0.5) * (constant<V>(1) - d * d * exp(-logvar));
     }
 };
 
@@ -158,7 +181,7 @@ struct AbsoluteError : WithoutFactor<AbsoluteError> {
 
 struct Laplace : WithoutFactor<Laplace> {
     static constexpr const char* NAME = "laplace";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V scale) {
@@ -166,17 +189,42 @@ struct Laplace : WithoutFactor<Laplace> {
         const V precision = divide(constant<V>(1), scale);
         return {l1.additive * precision + log_normal(constant<V>(2) * scale), l1.factor, l1.derivative * precision};
     }
+    template <class V>
+    static FASTVAE_MATH V slope(V y, V x, V scale) {
+        const V one = constant<V>(1), precision = divide(one, scale);
+        return precision * (one - absolute(y - x) * precision);
+    }
+};
+
+struct LaplaceLogScale : WithoutFactor<LaplaceLogScale> {
+    static constexpr const char* NAME = "laplace_log_scale";
+    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
+
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V log_scale) {
+        const Terms<V> l1 = AbsoluteError::terms(y, x, log_scale);
+        const V precision = exp(-log_scale);
+        return {l1.additive * precision + (log_scale + constant<V>(0.6931471805599453)), l1.factor,
+                l1.derivative * precision};
+    }
+    template <class V>
+    static FASTVAE_MATH V slope(V y, V x, V log_scale) {
+        return constant<V>(1) - absolute(y - x) * exp(-log_scale);
+    }
 };
 
 // Every likelihood there is; its code is its place here, and Python learns both from likelihood_names().
 template <class... TERM>
 struct Listed {};
 using Likelihoods = Listed<BernoulliLogits, BernoulliProbs, BernoulliProbsLogClamped, ContinuousBernoulliLogits, Gaussian,
-                              SquaredError, AbsoluteError, Laplace>;
+                              GaussianLogVar, SquaredError, AbsoluteError, Laplace, LaplaceLogScale>;
 
+// All of them, or those whose parameter may be a tensor.
 template <class... TERM>
-std::vector<std::string> names_of(Listed<TERM...>) {
-    return {TERM::NAME...};
+std::vector<std::string> names_of(bool with_tensor, Listed<TERM...>) {
+    std::vector<std::string> names;
+    ((!with_tensor || TERM::WITH_TENSOR ? names.push_back(TERM::NAME) : void()), ...);
+    return names;
 }
 
 template <class F, class FIRST, class... REST>

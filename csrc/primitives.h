@@ -54,8 +54,8 @@ struct ELBO {
 // Which host loops run: "avx2" or "baseline". A name chooses, so that a test can see both; "" only asks.
 std::string use_instructions(const std::string& name);
 
-// The likelihoods there are functions for, in the order of their codes.
-std::vector<std::string> likelihood_names();
+// The likelihoods there are functions for, in the order of their codes; or those whose parameter may be a tensor.
+std::vector<std::string> likelihood_names(bool with_tensor);
 
 // results[k] = function(numbers[k]), by the loops in use; false if there is no such function. For tests.
 bool evaluate(const std::string& function, const float* numbers, float* results, int64_t count);
@@ -63,6 +63,7 @@ bool evaluate(const std::string& function, const float* numbers, float* results,
 // Each returns, where it says int, whether a value outside [0, 1] was seen that must not be.
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads);
 void reconstruction_backward(Reconstruction work, Reduction reduction, int threads);
+int64_t with_tensor(const WithTensor& work, int threads);  // 1, the sums it leaves for each row
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads);
 void latent_backward(Latent work, Reduction reduction, int threads);
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,

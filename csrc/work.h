@@ -30,6 +30,19 @@ struct Reconstruction {
     bool upstream_by_element;
 };
 
+// A term whose parameter is a tensor, in the type of the arithmetic: one number a row (or for all: stride 0) if by_row,
+// else one an element. What has an address is written: nll or sums, grad, and one of the parameter's gradients, which is
+// one sum a row, or by element, or one row of sums for each `piece` rows. Every gradient is times weight and upstream.
+struct WithTensor {
+    Reconstruction of;
+    bool by_row;
+    int64_t piece;
+    const void* parameter;
+    int64_t parameter_stride;
+    void* grad_parameter;
+    double *parameter_sums, *columns;
+};
+
 struct Latent {
     int type;
     bool log_scale;

@@ -97,21 +97,20 @@ def _keep_gradient(ctx: Any, saved: tuple, gradient: list[Tensor]) -> None:
         ctx.gradient = gradient
 
 
-def _take_gradient(ctx: Any, primitives: Any, traced: list[Tensor], upstream: Tensor) -> Tensor | None:
-    """The kept gradient times ``upstream``, once; None if there is none (any more)."""
+def _take_gradient(ctx: Any, primitives: Any, traced: list[Tensor], upstream: Tensor) -> list[Tensor]:
+    """The kept gradients times ``upstream``, once; none if there are none (any more)."""
     if traced:
-        return (traced[0] * upstream).to(traced[0].dtype)
+        return [(gradient * upstream).to(gradient.dtype) for gradient in traced]
     if torch.compiler.is_dynamo_compiling():  # nothing is kept elsewhere, and torch 2.11 cannot trace the next line
-        return None
-    gradient = ctx.__dict__.pop("gradient", None)
-    if not gradient:
-        return None
-    primitives.rescale_(gradient[0], upstream)
-    return gradient[0]
+        return []
+    gradients: list[Tensor] = ctx.__dict__.pop("gradient", None) or []
+    for gradient in gradients:
+        primitives.rescale_(gradient, upstream)
+    return gradients
 
 
 class Reconstruction(torch.autograd.Function):
-    """``(recon, target)`` → ``(nll, *gradient)``; the target's own gradient always is the reference's."""
+    """``(recon, target, parameter)`` → ``(nll, *gradients)``; the target's own gradient always is the reference's."""
 
     LOSSES = 1  # of the outputs, those for the caller
 
@@ -120,63 +119,74 @@ class Reconstruction(torch.autograd.Function):
         primitives: Any,
         recon: Tensor,
         target: Tensor,
+        tensor: Tensor | None,
         likelihood: str,
         parameter: float,
         reduction: str,
         with_gradient: bool,
     ) -> tuple[Tensor, ...]:
         options = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
-        return tuple(primitives.reconstruction_forward(recon, target, **options, with_gradient=with_gradient))
+        inputs = (recon, target) if tensor is None else (recon, target, tensor)
+        return tuple(primitives.reconstruction_forward(*inputs, **options, with_gradient=with_gradient))
 
     @staticmethod
     def forward(
-        recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+        recon: Tensor,
+        target: Tensor,
+        tensor: Tensor | None,
+        likelihood: str,
+        parameter: float,
+        reduction: str,
+        with_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        return Reconstruction.run(ops.OPERATORS, recon, target, likelihood, parameter, reduction, with_gradient)
+        return Reconstruction.run(ops.OPERATORS, recon, target, tensor, likelihood, parameter, reduction, with_gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        recon, target, likelihood, parameter, reduction, _ = inputs
+        recon, target, tensor, likelihood, parameter, reduction, _ = inputs
         _, *gradient = output
         ctx.mark_non_differentiable(*gradient)
         ctx.set_materialize_grads(False)  # or torch would fill zeros, as many as the data, for the gradient's gradient
         ctx.options = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
-        _keep_gradient(ctx, (recon, target), gradient)
+        _keep_gradient(ctx, (recon, target, tensor), gradient)
 
     @staticmethod
     def gradients(
         ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, *_: Tensor
     ) -> tuple[Tensor | None, ...]:
         if grad_nll is None:
-            return None, None
-        recon, target, *traced = ctx.saved_tensors
-        return _reconstruction_gradients(ctx, primitives, again, grad_nll, recon, target, traced, ctx.options)
+            return None, None, None
+        recon, target, tensor, *traced = ctx.saved_tensors
+        inputs = (recon, target) if tensor is None else (recon, target, tensor)
+        return _reconstruction_gradients(ctx, primitives, again, grad_nll, inputs, traced, ctx.options)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return *_traced_gradients(Reconstruction, ctx, *grads), *(None,) * 4
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, recon: Tensor, target: Tensor, *options: Any) -> tuple[Any, Any]:
-        likelihood, parameter, reduction, with_gradient = options
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+        def function(recon: Tensor, target: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+            return _reconstruction_expression(recon, target, tensor, *args[3:])
 
-        def function(recon: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-            return _reconstruction_expression(recon, target, likelihood, parameter, reduction, with_gradient)
-
-        return _vmapped(function, in_dims[:2], (recon, target))
+        return _vmapped(function, in_dims[:3], args[:3])
 
 
 def _reconstruction_expression(
-    recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+    recon: Tensor,
+    target: Tensor,
+    tensor: Tensor | None,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+    with_gradient: bool,
 ) -> tuple[Tensor, ...]:
     """What ``ops.reconstruction_forward`` computes, without looking at the data."""
-    nll = reference_reconstruction.negative_log_likelihood(recon, target, likelihood, parameter, reduction)
+    nll = reference_reconstruction.negative_log_likelihood(recon, target, tensor, likelihood, parameter, reduction)
     if not with_gradient:
         return (nll,)
-    one = torch.ones_like(nll)
-    return nll, reference.reconstruction_backward(
-        one, recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction
-    )
+    options: dict[str, Any] = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
+    return nll, *reference.reconstruction_backward(torch.ones_like(nll), recon, target, tensor, **options)
 
 
 def _reconstruction_gradients(
@@ -184,20 +194,23 @@ def _reconstruction_gradients(
     primitives: Any,
     again: bool,
     grad_nll: Tensor,
-    recon: Tensor,
-    target: Tensor,
+    inputs: tuple[Tensor, ...],
     traced: list[Tensor],
     options: dict[str, Any],
-) -> tuple[Tensor | None, Tensor | None]:
-    grad_recon = grad_target = None
+) -> tuple[Tensor | None, ...]:
+    """Those of recon, target and the parameter tensor."""
+    grad_recon = grad_target = grad_tensor = None
     recon_needed, target_needed, *_ = ctx.needs_input_grad
-    if recon_needed:
-        grad_recon = None if again else _take_gradient(ctx, primitives, traced, grad_nll)
-        if grad_recon is None:
-            grad_recon = primitives.reconstruction_backward(grad_nll, recon, target, **options)
+    tensor_needed = len(inputs) > 2 and ctx.needs_input_grad[2]
+    if recon_needed or tensor_needed:
+        gradients = [] if again else _take_gradient(ctx, primitives, traced, grad_nll)
+        if not gradients:
+            gradients = primitives.reconstruction_backward(grad_nll, *inputs, **options)
+        grad_recon = gradients[0] if recon_needed else None
+        grad_tensor = gradients[1] if tensor_needed else None
     if target_needed:
-        grad_target = reference_reconstruction.target_gradient(grad_nll, recon, target, **options)
-    return grad_recon, grad_target
+        grad_target = reference_reconstruction.target_gradient(grad_nll, *inputs, **options)
+    return grad_recon, grad_target, grad_tensor
 
 
 class Latent(torch.autograd.Function):
@@ -363,8 +376,8 @@ class ELBO(torch.autograd.Function):
         grad_recon = grad_target = grad_mu = grad_scale = None
         if grad_nll is not None:
             grad_recon, grad_target = _reconstruction_gradients(
-                ctx, primitives, again, grad_nll, recon, target, traced, ctx.reconstruction
-            )
+                ctx, primitives, again, grad_nll, (recon, target), traced, ctx.reconstruction
+            )[:2]
         if grad_kl is not None and any(ctx.needs_input_grad[2:4]):
             grad_mu, grad_scale = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, **ctx.latent)
         return grad_recon, grad_target, grad_mu, grad_scale
@@ -378,7 +391,8 @@ class ELBO(torch.autograd.Function):
         likelihood, parameter, log_scale, beta, free_bits, reduction, with_gradient = args[4:]
 
         def function(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-            nll, *gradient = _reconstruction_expression(recon, target, likelihood, parameter, reduction, with_gradient)
+            options = likelihood, parameter, reduction, with_gradient
+            nll, *gradient = _reconstruction_expression(recon, target, None, *options)
             kl = reference_latent.gaussian_kl(mu, scale, None, None, log_scale, free_bits, reduction)
             return nll + beta * kl, nll, kl, *gradient
 
@@ -391,11 +405,14 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-def one_pass(recon: Tensor, reduction: str) -> bool:
+def one_pass(recon: Tensor, reduction: str, tensor: Tensor | None = None) -> bool:
     """Whether the forward should write the gradient: it is wanted, and one number will scale it.
 
     Not in float16, where what a GradScaler multiplies by is there to keep the gradient from vanishing, and would come
     too late.
     """
-    wanted = torch.is_grad_enabled() and recon.requires_grad
-    return wanted and reduction in TOTAL_REDUCTIONS and recon.dtype != torch.float16
+    if reduction not in TOTAL_REDUCTIONS or recon.dtype == torch.float16 or not torch.is_grad_enabled():
+        return False
+    if tensor is None:
+        return recon.requires_grad
+    return (recon.requires_grad or tensor.requires_grad) and tensor.dtype != torch.float16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import sys
 
@@ -114,6 +115,28 @@ def number(name: str, value: object, low: float, high: float = LARGEST, *, above
         limit = "" if high == LARGEST and not value > high else f" and <= {high:g}"  # type: ignore[operator]
         raise ValueError(f"{name} must be {bound}{limit}, got {value!s:.40}")
     return float(value)
+
+
+def parameter(name: str, value: object, low: float, high: float, recon: Tensor) -> tuple[float, Tensor | None]:
+    """``value`` as a number above ``low``, or a tensor that broadcasts to ``recon``; looked at where that is cheap."""
+    if not isinstance(value, Tensor):
+        return number(name, value, low, high, above=True), None
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a number or a floating-point tensor, got one of {_dtype(value)}")
+    if value.device != recon.device:
+        raise ValueError(f"{name} must be on the device of the data, {recon.device}, got {value.device}")
+    try:
+        fits = torch.broadcast_shapes(value.shape, recon.shape) == recon.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must broadcast to the shape of the data, {_shape(recon)}, got {_shape(value)}")
+    looked_at = type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu and low > -math.inf
+    if torch.compiler.is_compiling():
+        return 0.0, value
+    if looked_at and not ops.listened_to() and (value <= low).any():
+        raise ValueError(f"{name} must be > {low:g}, got {value.min().item():.9g}")
+    return 0.0, value
 
 
 def beta(value: object) -> float | Tensor:

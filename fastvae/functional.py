@@ -13,7 +13,8 @@ looking would make the host wait for the device.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -183,10 +184,48 @@ def _reconstruction(
     target = checks.target(target, name, recon)
     reduction = checks.reduction(reduction)
     recon, target, undo = _dense(recon, target, reduction)
-    with_gradient = autograd.one_pass(recon, reduction)
-    options = likelihood, parameter, reduction, with_gradient
-    nll = autograd.apply(autograd.Reconstruction, (recon, target), options)[0]
+    options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction)
+    nll = autograd.apply(autograd.Reconstruction, (recon, target, None), options)[0]
     return nll if undo is None else nll.permute(undo)
+
+
+#: a number for all elements, or a tensor that broadcasts to the data: for each feature, each example, each element
+Parameter = float | Tensor
+
+
+def _with_parameter(
+    name: str, recon: Tensor, target: Tensor, family: str, given: Mapping[str, Parameter | None], reduction: str
+) -> Tensor:
+    """A term of a likelihood whose parameter is given in one of several ways, as a number or a tensor."""
+    recon = checks.tensor(name, recon)
+    likelihood, parameter, tensor = _parameter(family, given, recon)
+    if tensor is None:
+        return _reconstruction(name, recon, target, likelihood, parameter, reduction)
+    target, reduction = checks.target(target, name, recon), checks.reduction(reduction)
+    options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor)
+    return autograd.apply(autograd.Reconstruction, (recon, target, tensor), options)[0]
+
+
+def _parameter(
+    family: str, given: Mapping[str, Parameter | None] | None, recon: Tensor
+) -> tuple[str, float, Tensor | None]:
+    """The row of the table, its number, and the tensor in the number's place if one was given."""
+    chosen = {name: value for name, value in (given or {}).items() if value is not None}
+    if not chosen:
+        return family, likelihoods.default_number(family), None
+    rows = likelihoods.parameters(family)
+    for name in chosen:
+        if name not in rows:
+            known = f"one of {', '.join(map(repr, rows))}" if rows else "empty"
+            raise ValueError(f"likelihood_parameters of {family!r} must be {known}, got {name!r}")
+    if len(chosen) > 1:
+        raise ValueError(f"at most one of {' and '.join(chosen)} may be given, got both")
+    ((name, value),) = chosen.items()
+    number = likelihoods.LIKELIHOODS[rows[name]].number
+    assert number is not None
+    if isinstance(value, Tensor) and rows[name] not in likelihoods.WITH_TENSOR:
+        raise TypeError(f"{name} must be a number, got a tensor")
+    return rows[name], *checks.parameter(name, value, number.low, min(number.high, checks.LARGEST), recon)
 
 
 def _dense(recon: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
@@ -287,37 +326,24 @@ def l1(recon: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor
     return _reconstruction("recon", recon, target, "l1", 0.0, reduction)
 
 
-def gaussian_nll(mean: Tensor, target: Tensor, *, var: float = 1.0, reduction: str = "batchmean") -> Tensor:
-    """Gaussian negative log-likelihood with one fixed variance: ½((x − mean)²/var + log(2π·var)).
+def gaussian_nll(
+    mean: Tensor,
+    target: Tensor,
+    *,
+    var: Parameter | None = None,
+    logvar: Parameter | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """Gaussian negative log-likelihood: ½((x − mean)²/var + log(2π·var)), differentiable in mean, variance and x.
 
     All of the density, so that ELBOs compare: ``F.gaussian_nll_loss`` with ``full=True``.
 
     Args:
         mean: ``[B, *data]``.
         target: x, as ``mean``; or uint8 meaning x/255.
-        var: σ² of the decoder, > 0.
-        reduction: see the module.
-
-    Raises:
-        TypeError: an argument is not of a type named here.
-        ValueError: shapes or devices differ, the reduction is not one, or ``var`` is not positive.
-
-    >>> gaussian_nll(torch.zeros(1, 2), torch.zeros(1, 2))
-    tensor(1.8379)
-    """
-    var = checks.number("var", var, 0, above=True)
-    return _reconstruction("mean", mean, target, "gaussian", var, reduction)
-
-
-def laplace_nll(loc: Tensor, target: Tensor, *, scale: float = 1.0, reduction: str = "batchmean") -> Tensor:
-    """Laplace negative log-likelihood with one fixed scale: |x − loc|/scale + log(2·scale).
-
-    The density of ``torch.distributions.Laplace(loc, scale)``; its mode is what :func:`l1` fits.
-
-    Args:
-        loc: ``[B, *data]``.
-        target: x, as ``loc``; or uint8 meaning x/255.
-        scale: b of the decoder, > 0.
+        var: σ² of the decoder, > 0: a number (1 unless given), or a tensor that broadcasts to ``mean``: ``[]`` for
+            one learned variance, ``[*data]`` for one per feature, ``[B, 1, …]`` for one per example, ``[B, *data]``.
+        logvar: log σ² in place of ``var``, likewise.
         reduction: see the module.
 
     Returns:
@@ -325,13 +351,48 @@ def laplace_nll(loc: Tensor, target: Tensor, *, scale: float = 1.0, reduction: s
 
     Raises:
         TypeError: an argument is not of a type named here.
-        ValueError: shapes or devices differ, the reduction is not one, or ``scale`` is not positive.
+        ValueError: shapes or devices differ, the reduction is not one, both ``var`` and ``logvar`` are given, or
+            ``var`` is not positive (in a tensor, that is seen on a CPU).
+
+    >>> gaussian_nll(torch.zeros(1, 2), torch.zeros(1, 2))
+    tensor(1.8379)
+    >>> gaussian_nll(torch.zeros(2, 3), torch.ones(2, 3), logvar=torch.zeros(3))
+    tensor(4.2568)
+    """
+    return _with_parameter("mean", mean, target, "gaussian", {"var": var, "logvar": logvar}, reduction)
+
+
+def laplace_nll(
+    loc: Tensor,
+    target: Tensor,
+    *,
+    scale: Parameter | None = None,
+    log_scale: Parameter | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """Laplace negative log-likelihood: |x − loc|/scale + log(2·scale), differentiable in loc, scale and x.
+
+    The density of ``torch.distributions.Laplace(loc, scale)``; its mode is what :func:`l1` fits.
+
+    Args:
+        loc: ``[B, *data]``.
+        target: x, as ``loc``; or uint8 meaning x/255.
+        scale: b of the decoder, > 0: a number (1 unless given) or a tensor, as ``var`` of :func:`gaussian_nll`.
+        log_scale: log b in place of ``scale``, likewise.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not of a type named here.
+        ValueError: shapes or devices differ, the reduction is not one, both ``scale`` and ``log_scale`` are given, or
+            ``scale`` is not positive (in a tensor, that is seen on a CPU).
 
     >>> laplace_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor(3.3863)
     """
-    scale = checks.number("scale", scale, 0, above=True)
-    return _reconstruction("loc", loc, target, "laplace", scale, reduction)
+    return _with_parameter("loc", loc, target, "laplace", {"scale": scale, "log_scale": log_scale}, reduction)
 
 
 _ELBO_REDUCTIONS = ("example", "sum", "batchmean")
@@ -345,6 +406,7 @@ def elbo_loss(
     *,
     std: Tensor | None = None,
     likelihood: str = "bernoulli_logits",
+    likelihood_parameters: Mapping[str, Parameter | None] | None = None,
     beta: float | Tensor = 1.0,
     free_bits: float = 0.0,
     reduction: str = "batchmean",
@@ -362,6 +424,9 @@ def elbo_loss(
         likelihood: what ``recon`` is: ``"bernoulli_logits"``, ``"bernoulli_probs"`` (clipped at 1e-8),
             ``"continuous_bernoulli_logits"``, ``"gaussian"`` (mean, variance 1), ``"laplace"`` (location,
             scale 1), ``"mse"`` or ``"l1"``.
+        likelihood_parameters: another variance or scale, or a learned one: ``{"var": …}`` or ``{"logvar": …}`` for
+            ``"gaussian"``, ``{"scale": …}`` or ``{"log_scale": …}`` for ``"laplace"``, ``{"eps": …}`` for
+            ``"bernoulli_probs"``. Numbers, or tensors as for :func:`gaussian_nll`, which take two launches.
         beta: weight of the KL, ≥ 0: a number, or a 0-d tensor, which a captured graph can be annealed with.
         free_bits: see :func:`gaussian_kl`.
         reduction: ``"batchmean"``, ``"sum"`` or ``"example"``.
@@ -396,11 +461,18 @@ def elbo_loss(
     free_bits = checks.number("free_bits", free_bits, 0)
     mu, scale, _, _ = checks.one_dtype(mu, scale)
     beta = checks.beta(beta)
+    likelihood, parameter, tensor = _parameter(likelihood, likelihood_parameters, recon)
+    if tensor is not None:
+        options: tuple[Any, ...] = (likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor))
+        reconstruction = autograd.apply(autograd.Reconstruction, (recon, target, tensor), options)[0]
+        options = (log_scale, 0, free_bits, reduction)
+        kl = autograd.apply(autograd.Latent, (mu, scale, None, None, None), options)[0]
+        return ELBOLoss(reconstruction + beta * kl, reconstruction, kl)
     # compiled, a number would be a constant: one graph for each value of an annealed beta
     outside = isinstance(beta, Tensor) or torch.compiler.is_dynamo_compiling()
     weight = 1.0 if isinstance(beta, Tensor) or outside else beta
     recon, target, _ = _dense(recon, target, reduction)
-    parameter, with_gradient = likelihoods.default_number(likelihood), autograd.one_pass(recon, reduction)
+    with_gradient = autograd.one_pass(recon, reduction)
     options = likelihood, parameter, log_scale, weight, free_bits, reduction, with_gradient
     loss, reconstruction, kl, *_ = autograd.apply(autograd.ELBO, (recon, target, mu, scale), options)
     if outside:

@@ -8,12 +8,14 @@ ELBOLoss(likelihood='bernoulli_logits', beta=4.0, free_bits=0.0, reduction='batc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from . import checks, functional
+from .functional import Parameter
+from .kernels import likelihoods
 
 __all__ = [
     "BCELoss",
@@ -35,8 +37,8 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "samples": checks.sample_count,
     "free_bits": lambda value: checks.number("free_bits", value, 0),
     "eps": lambda value: value is None or checks.number("eps", value, 0, 0.5, above=True),
-    "var": lambda value: checks.number("var", value, 0, above=True),
-    "scale": lambda value: checks.number("scale", value, 0, above=True),
+    # a tensor is checked with the data it must fit
+    **dict.fromkeys(("var", "logvar", "scale", "log_scale"), lambda value: None),
     "beta": checks.beta,
     "likelihood": checks.likelihood,
 }
@@ -65,6 +67,18 @@ class _Op(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def _given(family: str, **parameters: Parameter | None) -> dict[str, Parameter]:
+    """The one of a likelihood's parameters that is given, or the number it has unless one is."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"at most one of {' and '.join(given)} may be given, got both")
+    for name, value in given.items():
+        row = likelihoods.LIKELIHOODS[likelihoods.parameters(family)[name]]
+        if row.number is not None and not isinstance(value, Tensor):
+            checks.number(name, value, row.number.low, above=True)
+    return given or {next(iter(parameters)): likelihoods.default_number(family)}
 
 
 class Reparameterize(_Op):
@@ -176,8 +190,8 @@ class L1Loss(_Op):
 class GaussianNLLLoss(_Op):
     """:func:`fastvae.gaussian_nll`."""
 
-    def __init__(self, *, var: float = 1.0, reduction: str = "batchmean"):
-        super().__init__(var=var, reduction=reduction)
+    def __init__(self, *, var: Parameter | None = None, logvar: Parameter | None = None, reduction: str = "batchmean"):
+        super().__init__(**_given("gaussian", var=var, logvar=logvar), reduction=reduction)
 
     def forward(self, mean: Tensor, target: Tensor) -> Tensor:
         """``[B, *data]`` twice → nats."""
@@ -187,8 +201,10 @@ class GaussianNLLLoss(_Op):
 class LaplaceNLLLoss(_Op):
     """:func:`fastvae.laplace_nll`."""
 
-    def __init__(self, *, scale: float = 1.0, reduction: str = "batchmean"):
-        super().__init__(scale=scale, reduction=reduction)
+    def __init__(
+        self, *, scale: Parameter | None = None, log_scale: Parameter | None = None, reduction: str = "batchmean"
+    ):
+        super().__init__(**_given("laplace", scale=scale, log_scale=log_scale), reduction=reduction)
 
     def forward(self, loc: Tensor, target: Tensor) -> Tensor:
         """``[B, *data]`` twice → nats."""
@@ -209,7 +225,16 @@ class ELBOLoss(_Op):
         super().__init__(likelihood=likelihood, beta=beta, free_bits=free_bits, reduction=reduction)
 
     def forward(
-        self, recon: Tensor, target: Tensor, mu: Tensor, logvar: Tensor | None = None, *, std: Tensor | None = None
+        self,
+        recon: Tensor,
+        target: Tensor,
+        mu: Tensor,
+        logvar: Tensor | None = None,
+        *,
+        std: Tensor | None = None,
+        likelihood_parameters: Mapping[str, Parameter | None] | None = None,
     ) -> functional.ELBOLoss:
         """``[B, *data]`` twice and ``[B, *latent]`` twice → ``(loss, reconstruction, kl)``."""
-        return functional.elbo_loss(recon, target, mu, logvar, std=std, **self.options)
+        return functional.elbo_loss(
+            recon, target, mu, logvar, std=std, likelihood_parameters=likelihood_parameters, **self.options
+        )

@@ -21,16 +21,16 @@ _library = torch.library.Library("fastvae", "DEF")
 
 _LATENT = "Tensor mu, Tensor scale, Tensor? seed, Tensor? prior_mu, Tensor? prior_logvar"
 _LATENT_OPTIONS = "bool log_scale, int samples, float free_bits, str reduction"
-_RECONSTRUCTION = "Tensor recon, Tensor target"
+_RECONSTRUCTION = "Tensor recon, Tensor target, Tensor? parameter_tensor=None"
 _RECONSTRUCTION_OPTIONS = "str likelihood, float parameter, str reduction"
 
 _SCHEMAS = {
     "latent_forward": f"({_LATENT}, *, {_LATENT_OPTIONS}) -> Tensor[]",
     "latent_backward": f"(Tensor? grad_z, Tensor? grad_kl, {_LATENT}, *, {_LATENT_OPTIONS}) -> Tensor[]",
     "reconstruction_forward": f"({_RECONSTRUCTION}, *, {_RECONSTRUCTION_OPTIONS}, bool with_gradient) -> Tensor[]",
-    "reconstruction_backward": f"(Tensor grad_nll, {_RECONSTRUCTION}, *, {_RECONSTRUCTION_OPTIONS}) -> Tensor",
-    "elbo_forward": f"({_RECONSTRUCTION}, Tensor mu, Tensor scale, *, str likelihood, float parameter, bool log_scale, "
-    "float beta, float free_bits, str reduction, bool with_gradient) -> Tensor[]",
+    "reconstruction_backward": f"(Tensor grad_nll, {_RECONSTRUCTION}, *, {_RECONSTRUCTION_OPTIONS}) -> Tensor[]",
+    "elbo_forward": "(Tensor recon, Tensor target, Tensor mu, Tensor scale, *, str likelihood, float parameter, "
+    "bool log_scale, float beta, float free_bits, str reduction, bool with_gradient) -> Tensor[]",
     "rescale_": "(Tensor(a!) gradient, Tensor upstream) -> ()",
 }
 
@@ -45,12 +45,12 @@ def _latent_backward(
     return backend_for(mu.device.type).latent_backward(grad_z, grad_kl, mu, *args, **options)
 
 
-def _reconstruction_forward(recon: Tensor, target: Tensor, **options: Any) -> list[Tensor]:
-    return backend_for(recon.device.type).reconstruction_forward(recon, target, **options)
+def _reconstruction_forward(recon: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
+    return backend_for(recon.device.type).reconstruction_forward(recon, *args, **options)
 
 
-def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, target: Tensor, **options: Any) -> Tensor:
-    return backend_for(recon.device.type).reconstruction_backward(grad_nll, recon, target, **options)
+def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
+    return backend_for(recon.device.type).reconstruction_backward(grad_nll, recon, *args, **options)
 
 
 def _elbo_forward(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, **options: Any) -> list[Tensor]:
@@ -83,13 +83,22 @@ def _latent_backward_fake(
 
 
 def _reconstruction_forward_fake(
-    recon: Tensor, target: Tensor, *, reduction: str, with_gradient: bool, **_: Any
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    reduction: str,
+    with_gradient: bool,
+    **_: Any,
 ) -> list[Tensor]:
-    return [_loss_like(recon, reduction)] + ([_like(recon)] if with_gradient else [])
+    gradients = [_like(t) for t in (recon, parameter_tensor) if t is not None] if with_gradient else []
+    return [_loss_like(recon, reduction), *gradients]
 
 
-def _reconstruction_backward_fake(grad_nll: Tensor, recon: Tensor, target: Tensor, **_: Any) -> Tensor:
-    return _like(recon)
+def _reconstruction_backward_fake(
+    grad_nll: Tensor, recon: Tensor, target: Tensor, parameter_tensor: Tensor | None = None, **_: Any
+) -> list[Tensor]:
+    return [_like(t) for t in (recon, parameter_tensor) if t is not None]
 
 
 def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient: bool, **options: Any) -> list[Tensor]:

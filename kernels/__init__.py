@@ -8,10 +8,11 @@ shapes that ``fastvae/functional.py`` has checked:
     → ``[z] + [kl]``: z is there if ``seed`` is given, kl if ``reduction`` is.
 ``latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, *, …as latent_forward)``
     → ``[grad_mu, grad_scale]``, then ``[grad_prior_mu, grad_prior_logvar]`` if there is a prior.
-``reconstruction_forward(recon, target, *, likelihood, parameter, reduction, with_gradient)``
-    → ``[nll]``, then the gradient of ``nll`` in ``recon`` for an upstream gradient of 1 if ``with_gradient``.
-``reconstruction_backward(grad_nll, recon, target, *, likelihood, parameter, reduction)``
-    → ``grad_recon``, computed afresh.
+``reconstruction_forward(recon, target, parameter_tensor=None, *, likelihood, parameter, reduction, with_gradient)``
+    → ``[nll]``, then if ``with_gradient`` the gradients of ``nll`` in ``recon`` and in the tensor, if there is one, for
+    an upstream gradient of 1.
+``reconstruction_backward(grad_nll, recon, target, parameter_tensor=None, *, likelihood, parameter, reduction)``
+    → ``[grad_recon]``, and ``grad_parameter_tensor`` if there is one, computed afresh.
 ``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, beta, free_bits)``
     → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``.
 ``rescale_(gradient, upstream)``
@@ -25,6 +26,9 @@ Shapes and values
     ``reduction``: ``"none"``, ``"example"``, ``"sum"``, ``"mean"``, ``"batchmean"``; for the latent pair ``""``: no KL.
     ``with_gradient`` comes only with the last three, the *total* reductions.
     ``likelihood``: a key of ``likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
+    ``parameter_tensor`` stands in place of the number where the likelihood is one of ``likelihoods.WITH_TENSOR``: of
+    any shape that broadcasts to ``recon``. Its gradient has its shape and dtype and is summed in float64. What a
+    backend does for it is ``fill(work)``: ``parameters.py``.
     Arithmetic is in float64 for float64 inputs, else in float32. Elementwise outputs, z and gradients have the dtype
     of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
     Any layout may come in; ``layout.as_rows`` turns it into rows with a stride.

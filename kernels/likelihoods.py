@@ -1,21 +1,25 @@
 """THE table of likelihoods: whatever lists, checks or names them derives from it.
 
-A row declares one reconstruction term: the negative log-likelihood of x given y and its derivative in y as formulas
-with their source, its number, the domains of y and x, and the mean of p(x|z). The formulas are differentiable torch, so
-that a second backward can go through them; they are what every backend is compared with. Backends bind their functions
-by the name of the row, and ``bound`` is how they find that none is missing.
+A row declares one reconstruction term: the negative log-likelihood of x given y and its derivatives as formulas with
+their source, its number, the domains of y and x, and the mean of p(x|z). The formulas are differentiable torch, so that
+a second backward can go through them; they are what every backend is compared with. Backends bind their functions by
+the name of the row, and ``bound`` is how they find that none is missing.
+
+A row with a ``parameter_derivative`` takes its number as a tensor too. One likelihood may have several rows, one for
+each way to write its number: ``family`` is then the name its users know.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Formula = Callable[[Tensor, Tensor, float], Tensor]
+#: the last argument is the number, or a tensor in its place
+Formula = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class Number(NamedTuple):
@@ -28,7 +32,7 @@ class Number(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """``nll(y, x, number)`` in nats per element, ``derivative`` = ∂nll/∂y and ``target_derivative`` = ∂nll/∂x."""
+    """``nll(y, x, number)`` in nats per element; ``derivative`` is ∂nll/∂y, the others are by what they are called."""
 
     nll: Formula
     derivative: Formula
@@ -39,6 +43,8 @@ class Likelihood(NamedTuple):
     unit_recon: bool = False  # y must lie in [0, 1]
     mean: Callable[[Tensor], Tensor] = lambda y: y  # of p(x|z), which is what one shows
     says: str = ""  # in the documentation of ``elbo_loss``; "" is not one of its likelihoods
+    parameter_derivative: Formula | None = None  # ∂nll/∂number
+    family: str = ""  # the row of ``elbo_loss`` this is another way to write; "" is the row itself
 
 
 def positive_part(y: Tensor) -> Tensor:
@@ -113,12 +119,38 @@ def continuous_bernoulli_mean(y: Tensor) -> Tensor:
     return torch.where(near, 0.5 + y / 12, -1 / torch.expm1(-safe) - 1 / safe)
 
 
-def gaussian_nll(y: Tensor, x: Tensor, var: float) -> Tensor:
-    return (x - y) ** 2 * (0.5 / var) + 0.5 * math.log(2 * math.pi * var)
+def _log(number: Any) -> Any:
+    return number.log() if isinstance(number, Tensor) else math.log(number)
 
 
-def gaussian_derivative(y: Tensor, x: Tensor, var: float) -> Tensor:
+def _exp(number: Any) -> Any:
+    if isinstance(number, Tensor):
+        return number.exp()
+    return math.exp(number) if number < 709 else math.inf  # where Python would raise an OverflowError
+
+
+def gaussian_nll(y: Tensor, x: Tensor, var: Any) -> Tensor:
+    return (x - y) ** 2 * (0.5 / var) + 0.5 * _log(2 * math.pi * var)
+
+
+def gaussian_derivative(y: Tensor, x: Tensor, var: Any) -> Tensor:
     return (y - x) * (1 / var)
+
+
+def gaussian_var_derivative(y: Tensor, x: Tensor, var: Any) -> Tensor:
+    return (0.5 / var) * (1 - (y - x) ** 2 * (1 / var))
+
+
+def gaussian_logvar_nll(y: Tensor, x: Tensor, logvar: Any) -> Tensor:
+    return 0.5 * ((x - y) ** 2 * _exp(-logvar) + logvar + math.log(2 * math.pi))
+
+
+def gaussian_logvar_derivative(y: Tensor, x: Tensor, logvar: Any) -> Tensor:
+    return (y - x) * _exp(-logvar)
+
+
+def gaussian_logvar_parameter_derivative(y: Tensor, x: Tensor, logvar: Any) -> Tensor:
+    return 0.5 * (1 - (y - x) ** 2 * _exp(-logvar))
 
 
 def mse_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
@@ -138,12 +170,33 @@ def l1_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
     return torch.where(d.isnan(), d, torch.sign(d))
 
 
-def laplace_nll(y: Tensor, x: Tensor, scale: float) -> Tensor:
-    return (x - y).abs() * (1 / scale) + math.log(2 * scale)
+def laplace_nll(y: Tensor, x: Tensor, scale: Any) -> Tensor:
+    return (x - y).abs() * (1 / scale) + _log(2 * scale)
 
 
-def laplace_derivative(y: Tensor, x: Tensor, scale: float) -> Tensor:
+def laplace_derivative(y: Tensor, x: Tensor, scale: Any) -> Tensor:
     return l1_derivative(y, x, scale) * (1 / scale)
+
+
+def laplace_scale_derivative(y: Tensor, x: Tensor, scale: Any) -> Tensor:
+    return (1 / scale) * (1 - (y - x).abs() * (1 / scale))
+
+
+def laplace_log_scale_nll(y: Tensor, x: Tensor, log_scale: Any) -> Tensor:
+    return (x - y).abs() * _exp(-log_scale) + log_scale + math.log(2)
+
+
+def laplace_log_scale_derivative(y: Tensor, x: Tensor, log_scale: Any) -> Tensor:
+    return l1_derivative(y, x, log_scale) * _exp(-log_scale)
+
+
+def laplace_log_scale_parameter_derivative(y: Tensor, x: Tensor, log_scale: Any) -> Tensor:
+    return 1 - (y - x).abs() * _exp(-log_scale)
+
+
+def of_difference(derivative: Formula) -> Formula:
+    """∂nll/∂x where nll is a function of y − x."""
+    return lambda y, x, number: -derivative(y, x, number)
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
@@ -186,25 +239,55 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "gaussian": Likelihood(
         gaussian_nll,
         gaussian_derivative,
-        lambda y, x, var: -gaussian_derivative(y, x, var),
+        of_difference(gaussian_derivative),
         "mean",
         Number("var", 1.0, 0),
         says="Gaussian of variance 1, from its mean",
+        parameter_derivative=gaussian_var_derivative,
     ),
-    "mse": Likelihood(mse_nll, mse_derivative, lambda y, x, _: -mse_derivative(y, x, _), "recon", says="squared error"),
-    "l1": Likelihood(l1_nll, l1_derivative, lambda y, x, _: -l1_derivative(y, x, _), "recon", says="absolute error"),
+    "gaussian_logvar": Likelihood(
+        gaussian_logvar_nll,
+        gaussian_logvar_derivative,
+        of_difference(gaussian_logvar_derivative),
+        "mean",
+        Number("logvar", 0.0, -math.inf),
+        parameter_derivative=gaussian_logvar_parameter_derivative,
+        family="gaussian",
+    ),
+    "mse": Likelihood(mse_nll, mse_derivative, of_difference(mse_derivative), "recon", says="squared error"),
+    "l1": Likelihood(l1_nll, l1_derivative, of_difference(l1_derivative), "recon", says="absolute error"),
     "laplace": Likelihood(
         laplace_nll,
         laplace_derivative,
-        lambda y, x, scale: -laplace_derivative(y, x, scale),
+        of_difference(laplace_derivative),
         "loc",
         Number("scale", 1.0, 0),
         says="Laplace of scale 1, from its location",
+        parameter_derivative=laplace_scale_derivative,
+    ),
+    "laplace_log_scale": Likelihood(
+        laplace_log_scale_nll,
+        laplace_log_scale_derivative,
+        of_difference(laplace_log_scale_derivative),
+        "loc",
+        Number("log_scale", 0.0, -math.inf),
+        parameter_derivative=laplace_log_scale_parameter_derivative,
+        family="laplace",
     ),
 }
 
 #: those of ``elbo_loss``
 NAMES = tuple(name for name, row in LIKELIHOODS.items() if row.says)
+
+
+#: those whose number may be a tensor
+WITH_TENSOR = tuple(name for name, row in LIKELIHOODS.items() if row.parameter_derivative)
+
+
+def parameters(family: str) -> dict[str, str]:
+    """The ways to write the number of a likelihood of ``elbo_loss``, each with its row: ``{"var": "gaussian", …}``."""
+    rows = LIKELIHOODS.items()
+    return {row.number.name: name for name, row in rows if row.number and (row.family or name) == family}
 
 
 def default_number(name: str) -> float:
@@ -213,16 +296,25 @@ def default_number(name: str) -> float:
     return 0.0 if number is None else number.default
 
 
-def bound(backend: str, names: Collection[str]) -> dict[str, int]:
+def bound(backend: str, names: Collection[str], with_tensor: Collection[str]) -> dict[str, int]:
     """Codes by name: places in ``names``, the likelihoods a backend has functions for.
+
+    Args:
+        backend: its name, for the error.
+        names: of its functions.
+        with_tensor: those of them that have a derivative in their number.
 
     Raises:
         ImportError: one of the table is missing there, or one there is not in the table.
     """
-    for missing in LIKELIHOODS.keys() - set(names):
-        raise ImportError(f"likelihood {missing!r} has no function in backend {backend!r}")
-    for unknown in set(names) - LIKELIHOODS.keys():
-        raise ImportError(
-            f"backend {backend!r} has a function for likelihood {unknown!r}, which kernels/likelihoods.py lacks"
-        )
+    for what, table, there in (
+        ("function", LIKELIHOODS, names),
+        ("derivative in its number", WITH_TENSOR, with_tensor),
+    ):
+        for missing in set(table) - set(there):
+            raise ImportError(f"likelihood {missing!r} has no {what} in backend {backend!r}")
+        for unknown in set(there) - set(table):
+            raise ImportError(
+                f"backend {backend!r} has a {what} for likelihood {unknown!r}, which kernels/likelihoods.py lacks"
+            )
     return {name: code for code, name in enumerate(names)}

@@ -55,6 +55,16 @@ def two_gaussians(*shape: int) -> list[Tensor]:
     return [torch.randn(*shape, dtype=torch.float64) for _ in range(4)]
 
 
+def mean_scale_and_target(*shape: int) -> list[Tensor]:
+    mean, target = logits_and_target(*shape)
+    return [mean, torch.rand(*shape, dtype=torch.float64) + 0.2, target]
+
+
+def mean_log_scale_and_target(*shape: int) -> list[Tensor]:
+    mean, target = logits_and_target(*shape)
+    return [mean, torch.randn(*shape, dtype=torch.float64), target]
+
+
 def clipped_bce(y: Tensor, x: Tensor) -> Tensor:
     return -x * y.clamp(1e-8, 1 - 1e-8).log() - (1 - x) * (1 - y).clamp(1e-8, 1 - 1e-8).log()
 
@@ -133,6 +143,34 @@ OPS: dict[str, Op] = {
         logits_and_target,
         lambda y, x: -torch.distributions.Laplace(y, 0.3, validate_args=False).log_prob(x),
         1,
+    ),
+    "gaussian_nll_var": Op(
+        lambda y, var, x, **kw: fastvae.gaussian_nll(y, x, var=var, **kw),
+        lambda y, var, x: 0.5 * ((x - y) ** 2 / var + torch.log(2 * math.pi * var)),
+        mean_scale_and_target,
+        lambda y, var, x: F.gaussian_nll_loss(y, x, var, full=True, eps=0, reduction="none"),
+        2,
+    ),
+    "gaussian_nll_logvar": Op(
+        lambda y, logvar, x, **kw: fastvae.gaussian_nll(y, x, logvar=logvar, **kw),
+        lambda y, logvar, x: 0.5 * ((x - y) ** 2 * torch.exp(-logvar) + logvar + math.log(2 * math.pi)),
+        mean_log_scale_and_target,
+        lambda y, logvar, x: 0.5 * ((x - y) ** 2 / torch.exp(logvar) + logvar + math.log(2 * math.pi)),
+        2,
+    ),
+    "laplace_nll_scale": Op(
+        lambda y, scale, x, **kw: fastvae.laplace_nll(y, x, scale=scale, **kw),
+        lambda y, scale, x: (x - y).abs() / scale + torch.log(2 * scale),
+        mean_scale_and_target,
+        lambda y, scale, x: -torch.distributions.Laplace(y, scale, validate_args=False).log_prob(x),
+        2,
+    ),
+    "laplace_nll_log_scale": Op(
+        lambda y, log_scale, x, **kw: fastvae.laplace_nll(y, x, log_scale=log_scale, **kw),
+        lambda y, log_scale, x: (x - y).abs() * torch.exp(-log_scale) + log_scale + math.log(2),
+        mean_log_scale_and_target,
+        lambda y, log_scale, x: -torch.distributions.Laplace(y, log_scale.exp(), validate_args=False).log_prob(x),
+        2,
     ),
     "gaussian_kl": Op(fastvae.gaussian_kl, kl_logvar, mu_and_logvar, kl_logvar, 2),
     "gaussian_kl_std": Op(lambda mu, std, **kw: fastvae.gaussian_kl(mu, std=std, **kw), kl_std, mu_and_std, kl_std, 2),

@@ -9,25 +9,32 @@ import torch
 
 import fastvae
 from fastvae.kernels import likelihoods
-from fastvae.kernels.likelihoods import LIKELIHOODS, bound
+from fastvae.kernels.likelihoods import LIKELIHOODS, WITH_TENSOR, bound
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_a_forgotten_likelihood_is_named(name: str) -> None:
     others = [other for other in LIKELIHOODS if other != name]
     with pytest.raises(ImportError, match=f"likelihood '{name}' has no function in backend 'fpga'"):
-        bound("fpga", others)
+        bound("fpga", others, WITH_TENSOR)
+
+
+@pytest.mark.parametrize("name", WITH_TENSOR)
+def test_a_forgotten_derivative_is_named(name: str) -> None:
+    others = [other for other in WITH_TENSOR if other != name]
+    with pytest.raises(ImportError, match=f"likelihood '{name}' has no derivative in its number in backend 'fpga'"):
+        bound("fpga", LIKELIHOODS, others)
 
 
 def test_a_likelihood_that_is_not_in_the_table_is_named() -> None:
     with pytest.raises(ImportError, match="backend 'fpga' has a function for likelihood 'cauchy'"):
-        bound("fpga", [*LIKELIHOODS, "cauchy"])
+        bound("fpga", [*LIKELIHOODS, "cauchy"], WITH_TENSOR)
 
 
 def test_codes_are_those_of_the_backend_whatever_the_order_of_the_table() -> None:
     """A row inserted in the middle of the table must not misnumber the functions of another list."""
     names = list(reversed(LIKELIHOODS))
-    assert bound("fpga", names) == {name: code for code, name in enumerate(names)}
+    assert bound("fpga", names, WITH_TENSOR) == {name: code for code, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("backend", ["numba", "triton", "cpp"])

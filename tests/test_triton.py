@@ -55,7 +55,7 @@ OTHERS = [
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the run by the interpreter")
-@pytest.mark.parametrize("file", ["test_ops.py", "test_noise.py", "test_autograd.py"])
+@pytest.mark.parametrize("file", ["test_ops.py", "test_noise.py", "test_autograd.py", "test_parameters.py"])
 def test_the_op_table_in_the_interpreter(file: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", IN_THE_INTERPRETER]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

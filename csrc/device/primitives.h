@@ -18,6 +18,7 @@ constexpr int64_t PARTIALS = 2048;  // sums of a total are first added up to as 
 
 void reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, const Queue& queue);
 void reconstruction_backward(Reconstruction work, Reduction reduction, const Queue& queue);
+int64_t with_tensor(const WithTensor& work, const Queue& queue);  // the sums it leaves for each row
 void latent_forward(Latent work, Reduction reduction, void* kl, const Queue& queue);
 void latent_backward(Latent work, Reduction reduction, const Queue& queue);
 void elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,

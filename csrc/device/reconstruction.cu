@@ -105,6 +105,74 @@ __global__ void __launch_bounds__(THREADS) elements_kernel(const Reconstruction 
     });
 }
 
+// Loss and gradients of a term whose parameter is a tensor, in one pass.
+template <class TERM, class Y, class X, bool BY_ROW>
+__global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor work, const int group) {
+    using V = compute_t<Y>;
+    __shared__ SumStorage storage;
+    const Reconstruction& of = work.of;
+    for_items(of.grid, group, [&](const Turn& turn) {
+        const int64_t begin = turn.row * of.grid.cols, left = of.grid.total - begin;
+        const int64_t end = left < of.grid.cols ? left : of.grid.cols;
+        const Y* recon = static_cast<const Y*>(of.recon) + turn.row * of.recon_stride;
+        const X* target = static_cast<const X*>(of.target) + turn.row * of.target_stride;
+        const V* parameter = static_cast<const V*>(work.parameter) + turn.row * work.parameter_stride;
+        Y* nll = of.nll == nullptr ? nullptr : static_cast<Y*>(of.nll) + begin;
+        Y* grad = of.grad == nullptr ? nullptr : static_cast<Y*>(of.grad) + begin;
+        V* grad_parameter = work.grad_parameter == nullptr ? nullptr : static_cast<V*>(work.grad_parameter) + begin;
+        const Y* upstream = nullptr;
+        V by_row = static_cast<V>(of.weight);
+        if (of.upstream_by_element) upstream = static_cast<const Y*>(of.upstream) + turn.row * of.upstream_stride;
+        else if (of.upstream != nullptr) by_row *= static_cast<const V*>(of.upstream)[turn.row * of.upstream_stride];
+        const int64_t head = head_of<VECTOR<Y>>(recon);
+        bool vectors = aligned<VECTOR<Y>>(recon + head) && aligned<VECTOR<Y>>(target + head) &&
+                       (BY_ROW || aligned<VECTOR<Y>>(parameter + head));
+        if (nll != nullptr) vectors = vectors && aligned<VECTOR<Y>>(nll + head);
+        if (grad != nullptr) vectors = vectors && aligned<VECTOR<Y>>(grad + head);
+        if (grad_parameter != nullptr) vectors = vectors && aligned<VECTOR<Y>>(grad_parameter + head);
+        if (upstream != nullptr) vectors = vectors && aligned<VECTOR<Y>>(upstream + head);
+        double sum = 0, slope_sum = 0;
+        for_elements<VECTOR<Y>>(turn, end, head, vectors, [&](auto n, int64_t j) {
+            constexpr int N = decltype(n)::value;
+            const Values<V, N> y = load<N>(recon + j);
+            const Values<V, N> x = load_as<V, N>(target + j);
+            Values<V, N> p, c, of_nll, of_recon, of_parameter;
+            if constexpr (!BY_ROW) p = load<N>(parameter + j);
+            if (upstream != nullptr) c = load<N>(upstream + j);
+            V additive = 0, slopes = 0;
+#pragma unroll
+            for (int k = 0; k < N; ++k) {
+                if constexpr (BY_ROW) p.v[k] = *parameter;
+                if (upstream == nullptr) c.v[k] = by_row;
+                const Terms<V> terms = TERM::terms(y.v[k], x.v[k], p.v[k]);
+                of_nll.v[k] = terms.additive;
+                of_recon.v[k] = terms.derivative * c.v[k];
+                of_parameter.v[k] = TERM::slope(y.v[k], x.v[k], p.v[k]) * c.v[k];
+                additive += of_nll.v[k];
+                slopes += of_parameter.v[k];
+            }
+            sum += static_cast<double>(additive);
+            slope_sum += static_cast<double>(slopes);
+            if (nll != nullptr) store<N>(nll + j, of_nll);
+            if (grad != nullptr) store<N>(grad + j, of_recon);
+            if (grad_parameter != nullptr) store<N>(grad_parameter + j, of_parameter);
+        });
+        if (of.sums != nullptr) write_sum(storage, group, turn, sum, of.sums);
+        if (work.parameter_sums != nullptr) write_sum(storage, group, turn, slope_sum, work.parameter_sums);
+    });
+}
+
+template <class TERM, class Y, class X>
+void launch(const WithTensor& work, const Share& share, cudaStream_t stream) {
+    if constexpr (TERM::WITH_TENSOR) {
+        if (work.by_row) with_tensor_kernel<TERM, Y, X, true><<<share.grid, THREADS, 0, stream>>>(work, share.group);
+        else with_tensor_kernel<TERM, Y, X, false><<<share.grid, THREADS, 0, stream>>>(work, share.group);
+        check(cudaGetLastError());
+    } else {
+        throw std::invalid_argument(std::string(TERM::NAME) + " takes no tensor for its parameter");
+    }
+}
+
 template <class TERM, class Y, class X>
 void launch(const Reconstruction& work, const Share& share, cudaStream_t stream) {
     if (work.nll != nullptr || work.upstream_by_element) {
@@ -115,14 +183,27 @@ void launch(const Reconstruction& work, const Share& share, cudaStream_t stream)
     check(cudaGetLastError());
 }
 
-template <class TERM, class Y>
-void launch_for_target(const Reconstruction& work, const Share& share, cudaStream_t stream) {
-    if (work.target_type == work.recon_type) return launch<TERM, Y, Y>(work, share, stream);
+template <class TERM, class Y, class WORK>
+void launch_for_target(const WORK& work, const Reconstruction& of, const Share& share, cudaStream_t stream) {
+    if (of.target_type == of.recon_type) return launch<TERM, Y, Y>(work, share, stream);
     if constexpr (sizeof(Y) < 8) {  // beside float64, a target of another type is converted by torch
-        if (work.target_type == UINT8) return launch<TERM, Y, uint8_t>(work, share, stream);
-        if (work.target_type == FLOAT32) return launch<TERM, Y, float>(work, share, stream);
+        if (of.target_type == UINT8) return launch<TERM, Y, uint8_t>(work, share, stream);
+        if (of.target_type == FLOAT32) return launch<TERM, Y, float>(work, share, stream);
     }
     throw std::invalid_argument("target must be uint8, float32 or of the dtype of recon");
+}
+
+// Launches the loop over the rows of `of`, which is all or a part of `work`; returns how many sums it leaves for each.
+template <class WORK>
+int64_t launch_rows(const WORK& work, const Reconstruction& of, const Queue& queue) {
+    const int vector = of.recon_type == FLOAT64 ? 2 : of.recon_type == FLOAT32 ? 4 : 8;
+    const Share share = share_rows(of.grid, vector, queue.device);
+    with_likelihood(of.likelihood, [&](auto term) {
+        with_dtype(of.recon_type, [&](auto y) {
+            launch_for_target<decltype(term), decltype(y)>(work, of, share, static_cast<cudaStream_t>(queue.stream));
+        });
+    });
+    return share.segments();
 }
 
 // Launches the loop over rows; returns how many sums it leaves for each.
@@ -133,19 +214,17 @@ int64_t run(const Reconstruction& work, const Queue& queue) {
         }
         return 1;
     }
-    const int vector = work.recon_type == FLOAT64 ? 2 : work.recon_type == FLOAT32 ? 4 : 8;
-    const Share share = share_rows(work.grid, vector, queue.device);
-    with_likelihood(work.likelihood, [&](auto term) {
-        with_dtype(work.recon_type, [&](auto y) {
-            launch_for_target<decltype(term), decltype(y)>(work, share, static_cast<cudaStream_t>(queue.stream));
-        });
-    });
-    return share.segments();
+    return launch_rows(work, work, queue);
 }
 
 }  // namespace
 
 int64_t sum_rows(const Reconstruction& work, const Queue& queue) { return run(work, queue); }
+
+int64_t with_tensor(const WithTensor& work, const Queue& queue) {
+    const OnDevice guard(queue.device);
+    return launch_rows(work, work.of, queue);
+}
 
 void reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, const Queue& queue) {
     const OnDevice guard(queue.device);

@@ -126,7 +126,7 @@ std::string use_instructions(const std::string& name) {
     return used;
 }
 
-std::vector<std::string> likelihood_names() { return baseline::likelihood_names(); }
+std::vector<std::string> likelihood_names(bool with_tensor) { return baseline::likelihood_names(with_tensor); }
 
 bool evaluate(const std::string& function, const float* numbers, float* results, int64_t count) {
     return FASTVAE_PICK(evaluate)(function, numbers, results, count);
@@ -155,6 +155,16 @@ void reconstruction_backward(Reconstruction work, Reduction reduction, int threa
     advise(work.grad, work.grid.total, work.recon_type);
     if (work.upstream_by_element || work.upstream_stride == 0) merge_rows(work);
     run(FASTVAE_PICK(reconstruction_span), work, work.grid, 1, threads);
+}
+
+int64_t with_tensor(const WithTensor& work, int threads) {
+    const Reconstruction& of = work.of;
+    advise(of.grad, of.grid.total, of.recon_type);
+    advise(of.nll, of.grid.total, of.recon_type);
+    advise(work.grad_parameter, of.grid.total, of.recon_type == FLOAT64 ? FLOAT64 : FLOAT32);
+    const Rows pieces{(of.grid.rows + work.piece - 1) / work.piece, of.grid.cols * work.piece, of.grid.total};
+    run(FASTVAE_PICK(with_tensor_span), work, pieces, 1, threads);
+    return 1;
 }
 
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads) {

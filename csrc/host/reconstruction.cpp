@@ -141,6 +141,75 @@ Span<Reconstruction> span_of(const Reconstruction& work) {
     return work.nll != nullptr ? elements<TERM, Y, X, false> : elements<TERM, Y, X, true>;
 }
 
+// Loss and gradients of a term whose parameter is a tensor, in one pass.
+template <class TERM, class Y, class X, bool BY_ROW>
+int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
+    using V = vector_t<Y>;
+    using Scalar = typename lanes_of<V>::scalar;
+    constexpr int LANES = lanes_of<V>::COUNT;
+    const Reconstruction& of = work.of;
+    const V one = constant<V>(1);
+    for (int64_t row = first * work.piece; row < smaller(last * work.piece, of.grid.rows); ++row) {
+        const int64_t begin = row * of.grid.cols, end = smaller(of.grid.cols, of.grid.total - begin);
+        const Y* recon = static_cast<const Y*>(of.recon) + row * of.recon_stride;
+        const X* target = static_cast<const X*>(of.target) + row * of.target_stride;
+        const Scalar* parameter = static_cast<const Scalar*>(work.parameter) + row * work.parameter_stride;
+        const Y* upstream = nullptr;
+        V by_row = constant<V>(of.weight);
+        if (of.upstream_by_element) upstream = static_cast<const Y*>(of.upstream) + row * of.upstream_stride;
+        else if (of.upstream != nullptr) by_row *= static_cast<const Scalar*>(of.upstream)[row * of.upstream_stride];
+        Y *nll = static_cast<Y*>(of.nll), *grad = static_cast<Y*>(of.grad);
+        Scalar* grad_parameter = static_cast<Scalar*>(work.grad_parameter);
+        double* columns = work.columns == nullptr ? nullptr : work.columns + row / work.piece * of.grid.cols;
+        const V number = BY_ROW ? broadcast<V>(*parameter) : one;
+        V additive{}, slopes{};
+        // `count` elements from j on, as many as a vector holds if WHOLE
+        const auto step = [&](auto whole, int64_t j, int count) FASTVAE_LAMBDA {
+            constexpr bool WHOLE = decltype(whole)::value;
+            const auto there = first_lanes<V>(count);
+            const auto read = [&](const auto* from) FASTVAE_LAMBDA {
+                if constexpr (WHOLE) return load(from + j, V{});
+                else return load_first(from + j, count, V{});
+            };
+            const auto write = [&](auto* to, V value) FASTVAE_LAMBDA {
+                if constexpr (WHOLE) store(to + j, value);
+                else store_first(to + j, count, value);
+            };
+            const auto add = [&](V& total, V value) FASTVAE_LAMBDA { total += WHOLE || there ? value : V{}; };
+            const V y = read(recon), x = read(target);
+            V p = number;
+            if constexpr (!BY_ROW) p = read(parameter);
+            if constexpr (!BY_ROW && !WHOLE) p = there ? p : one;
+            const Terms<V> terms = TERM::terms(y, x, p);
+            if (of.sums != nullptr) add(additive, terms.additive);
+            if (nll != nullptr) write(nll + begin, terms.additive);
+            if (grad == nullptr) return;
+            const V factor = upstream != nullptr ? read(upstream) : by_row, slope = TERM::slope(y, x, p) * factor;
+            write(grad + begin, terms.derivative * factor);
+            if constexpr (BY_ROW) {
+                add(slopes, slope);
+            } else if (columns != nullptr) {
+                for (int k = 0; k < (WHOLE ? LANES : count); ++k) columns[j + k] += slope[k];
+            } else {
+                write(grad_parameter + begin, slope);
+            }
+        };
+        double row_sum = 0, slope_sum = 0;
+        for (int64_t start = 0; start < end; start += FACTORS * LANES) {
+            const int64_t stop = smaller<int64_t>(start + FACTORS * LANES, end);
+            int64_t j = start;
+            for (; j + LANES <= stop; j += LANES) step(std::true_type{}, j, LANES);
+            if (j < stop) step(std::false_type{}, j, static_cast<int>(stop - j));
+            row_sum += sum(additive);
+            slope_sum += sum(slopes);
+            additive = slopes = V{};
+        }
+        if (of.sums != nullptr) of.sums[row] = row_sum;
+        if (work.parameter_sums != nullptr) work.parameter_sums[row] = slope_sum;
+    }
+    return 0;
+}
+
 template <class T>
 int rescale(const Rescale& work, int64_t first, int64_t last) {
     using V = vector_t<T>;
@@ -159,20 +228,38 @@ int rescale(const Rescale& work, int64_t first, int64_t last) {
 
 }  // namespace
 
-Span<Reconstruction> reconstruction_span(const Reconstruction& work) {
+// Calls f(TERM{}, Y{}, X{}) for the likelihood and the types of the work.
+template <class F>
+auto with_types(const Reconstruction& work, F f) {
     return with_likelihood(work.likelihood, [&](auto term) {
-        return with_dtype(work.recon_type, [&](auto y) -> Span<Reconstruction> {
-            using TERM = decltype(term);
-            using Y = decltype(y);
-            if (work.target_type == UINT8) return span_of<TERM, Y, uint8_t>(work);
-            if (work.target_type == CODE<Y>) return span_of<TERM, Y, Y>(work);
-            if (work.target_type == FLOAT32) return span_of<TERM, Y, float>(work);
+        return with_dtype(work.recon_type, [&](auto y) {
+            if (work.target_type == UINT8) return f(term, y, uint8_t{});
+            if (work.target_type == CODE<decltype(y)>) return f(term, y, y);
+            if (work.target_type == FLOAT32) return f(term, y, float{});
             throw std::invalid_argument("target must be uint8, float32 or of the dtype of recon");
         });
     });
 }
 
-std::vector<std::string> likelihood_names() { return names_of(Likelihoods{}); }
+Span<Reconstruction> reconstruction_span(const Reconstruction& work) {
+    return with_types(work, [&](auto term, auto y, auto x) {
+        return span_of<decltype(term), decltype(y), decltype(x)>(work);
+    });
+}
+
+Span<WithTensor> with_tensor_span(const WithTensor& work) {
+    return with_types(work.of, [&](auto term, auto y, auto x) -> Span<WithTensor> {
+        using TERM = decltype(term);
+        if constexpr (TERM::WITH_TENSOR) {
+            return work.by_row ? with_tensor<TERM, decltype(y), decltype(x), true>
+                               : with_tensor<TERM, decltype(y), decltype(x), false>;
+        } else {
+            throw std::invalid_argument(std::string(TERM::NAME) + " takes no tensor for its parameter");
+        }
+    });
+}
+
+std::vector<std::string> likelihood_names(bool with_tensor) { return names_of(with_tensor, Likelihoods{}); }
 
 Span<Rescale> rescale_span(const Rescale& work) {
     return with_dtype(work.type, [](auto element) -> Span<Rescale> { return rescale<decltype(element)>; });

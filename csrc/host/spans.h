@@ -14,10 +14,11 @@ using Span = int (*)(const WORK& work, int64_t first, int64_t last);
 
 #define FASTVAE_HOST_KERNELS                                         \
     Span<Reconstruction> reconstruction_span(const Reconstruction&); \
+    Span<WithTensor> with_tensor_span(const WithTensor&);            \
     Span<Latent> latent_forward_span(const Latent&);                 \
     Span<Latent> latent_backward_span(const Latent&);                \
     Span<Rescale> rescale_span(const Rescale&);                      \
-    std::vector<std::string> likelihood_names();                     \
+    std::vector<std::string> likelihood_names(bool with_tensor);     \
     bool evaluate(const std::string& name, const float* numbers, float* results, int64_t count);
 
 namespace baseline {

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import parameters
 from . import native
 from .primitives import Primitives
 
@@ -45,11 +46,27 @@ def _target(recon: Tensor, target: Tensor) -> Tensor:
 class CUDAPrimitives(Primitives):
     """As on a CPU, with the targets of float64."""
 
-    def reconstruction_forward(self, recon: Tensor, target: Tensor, **options: Any) -> list[Tensor]:
-        return super().reconstruction_forward(recon, _target(recon, target), **options)
+    on_host = False
 
-    def reconstruction_backward(self, grad_nll: Tensor, recon: Tensor, target: Tensor, **options: Any) -> Tensor:
-        return super().reconstruction_backward(grad_nll, recon, _target(recon, target), **options)
+    def fill(self, work: parameters.Work) -> int:
+        rows, wanted = work.grid.rows, [name for name in ("sums", "parameter_sums") if getattr(work, name) is not None]
+        for name in wanted:
+            length = max(rows, self.native.PARTIALS)
+            setattr(work, name, torch.empty(length, dtype=torch.float64, device=work.recon.device))
+        parts = super().fill(work)
+        for name in wanted:
+            setattr(work, name, getattr(work, name)[: rows * parts].view(rows, parts))
+        return parts
+
+    def reconstruction_forward(
+        self, recon: Tensor, target: Tensor, *tensor: Tensor | None, **options: Any
+    ) -> list[Tensor]:
+        return super().reconstruction_forward(recon, _target(recon, target), *tensor, **options)
+
+    def reconstruction_backward(
+        self, grad_nll: Tensor, recon: Tensor, target: Tensor, *tensor: Tensor | None, **options: Any
+    ) -> list[Tensor]:
+        return super().reconstruction_backward(grad_nll, recon, _target(recon, target), *tensor, **options)
 
     def elbo_forward(self, recon: Tensor, target: Tensor, *latent: Tensor, **options: Any) -> list[Tensor]:
         return super().elbo_forward(recon, _target(recon, target), *latent, **options)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import parameters
 from ..checks import check_unit_range
 from ..layout import TOTAL_REDUCTIONS, accumulator, as_rows, upstream_by_row
 from ..likelihoods import bound
@@ -16,7 +17,7 @@ from . import native
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}  # csrc/types.h
 ACCUMULATORS = {dtype: accumulator(dtype) for dtype in TYPES}
 REDUCTIONS = {"": -1, "none": 0, "example": 1, "sum": 2, "mean": 3, "batchmean": 4}  # csrc/primitives.h
-CODES = bound("cpp", native.likelihood_names())
+CODES = bound("cpp", native.likelihood_names(), native.likelihood_names(with_tensor=True))
 TOTALS = frozenset(TOTAL_REDUCTIONS)
 NO_PRIOR = (0, 0, 0, 0)
 
@@ -67,6 +68,8 @@ class Primitives:
             what must be kept until they return.
     """
 
+    on_host = True
+
     def __init__(
         self,
         native: Any,
@@ -89,16 +92,49 @@ class Primitives:
             like = self.scalars[dtype] = tensor.new_empty((), dtype=dtype)
         return torch.empty_like(like)
 
+    def fill(self, work: parameters.Work) -> int:
+        """A term whose parameter is a tensor; returns how many sums it leaves for each row."""
+        outputs = (work.nll, work.sums, work.grad, work.grad_parameter, work.parameter_sums, work.columns)
+        parts: int = self.native.with_tensor(
+            CODES[work.likelihood],
+            TYPES[work.recon.dtype],
+            TYPES[work.target_rows.dtype],
+            work.grid.rows,
+            work.grid.cols,
+            work.grid.total,
+            work.recon_rows.data_ptr(),
+            work.recon_stride,
+            work.target_rows.data_ptr(),
+            work.target_stride,
+            work.parameter.kind == "row",
+            work.piece,
+            work.parameter.value.data_ptr(),
+            work.parameter.stride,
+            0 if work.upstream is None else work.upstream.data_ptr(),
+            work.upstream_stride,
+            work.upstream_by_element,
+            work.weight,
+            *(0 if output is None else output.data_ptr() for output in outputs),
+            *self.queue(work.recon, 0)[0],
+        )
+        return parts
+
     def reconstruction_forward(
         self,
         recon: Tensor,
         target: Tensor,
+        parameter_tensor: Tensor | None = None,
         *,
         likelihood: str,
         parameter: float,
         reduction: str,
         with_gradient: bool,
     ) -> list[Tensor]:
+        if parameter_tensor is not None:
+            return parameters.forward(
+                self.fill, recon, target, parameter_tensor,
+                likelihood=likelihood, reduction=reduction, with_gradient=with_gradient, on_host=self.on_host,
+            )  # fmt: skip
         rows, cols = size(recon)
         nll = self.loss_like(recon, reduction)
         outputs = [nll, empty_like(recon)] if with_gradient else [nll]
@@ -126,12 +162,25 @@ class Primitives:
         return outputs
 
     def reconstruction_backward(
-        self, grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
-    ) -> Tensor:
+        self,
+        grad_nll: Tensor,
+        recon: Tensor,
+        target: Tensor,
+        parameter_tensor: Tensor | None = None,
+        *,
+        likelihood: str,
+        parameter: float,
+        reduction: str,
+    ) -> list[Tensor]:
+        if parameter_tensor is not None:
+            return parameters.backward(
+                self.fill, grad_nll, recon, target, parameter_tensor,
+                likelihood=likelihood, reduction=reduction, on_host=self.on_host,
+            )  # fmt: skip
         rows, cols = size(recon)
         gradient = empty_like(recon)
         if not rows * cols:
-            return gradient
+            return [gradient]
         y, y_stride = place(recon, cols)
         x, x_stride = place(target, cols)
         upstream, stride, by_element = place_upstream(grad_nll, reduction, recon, cols)
@@ -154,7 +203,7 @@ class Primitives:
             by_element,
             *queue,
         )
-        return gradient
+        return [gradient]
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         if upstream.dtype not in (torch.float32, torch.float64):

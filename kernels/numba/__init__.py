@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import parameters
 from ..checks import check_unit_range
 from ..layout import (
     BLOCK,
@@ -77,9 +78,46 @@ def _finish(sums: Tensor, reduction: str, like: Tensor) -> tuple[Tensor, float]:
     return loss, write(sums.shape[0], sums.data_ptr(), by_example, weight, loss.data_ptr())
 
 
+def _fill(work: parameters.Work) -> None:
+    by_row, by_element = work.parameter.kind == "row", work.upstream_by_element
+    types = IDS[work.likelihood], TYPES[work.recon.dtype], TYPES[work.target_rows.dtype]
+    outputs = (work.nll, work.sums, work.grad, work.grad_parameter, work.parameter_sums, work.columns)
+    threads.run(
+        reconstruction.with_tensor(*types, by_row, by_element),
+        work.pieces,
+        work.piece * work.grid.cols,
+        work.piece,
+        work.grid.rows,
+        work.grid.cols,
+        work.grid.total,
+        work.recon_rows.data_ptr(),
+        work.recon_stride,
+        work.target_rows.data_ptr(),
+        work.target_stride,
+        work.parameter.value.data_ptr(),
+        work.parameter.stride,
+        0 if work.upstream is None else work.upstream.data_ptr(),
+        work.upstream_stride,
+        work.weight,
+        *(0 if output is None else output.data_ptr() for output in outputs),
+    )
+
+
 def reconstruction_forward(
-    recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+    with_gradient: bool,
 ) -> list[Tensor]:
+    if parameter_tensor is not None:
+        return parameters.forward(
+            _fill, recon, target, parameter_tensor,
+            likelihood=likelihood, reduction=reduction, with_gradient=with_gradient,
+        )  # fmt: skip
     if reduction != "none":
         _, sums, gradient = _row_sums(recon, target, likelihood, parameter, reduction, with_gradient)
         return [_finish(sums, reduction, recon)[0], *gradient]
@@ -95,11 +133,22 @@ def reconstruction_forward(
 
 
 def reconstruction_backward(
-    grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
-) -> Tensor:
+    grad_nll: Tensor,
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+) -> list[Tensor]:
+    if parameter_tensor is not None:
+        return parameters.backward(
+            _fill, grad_nll, recon, target, parameter_tensor, likelihood=likelihood, reduction=reduction
+        )
     gradient = memory.empty(recon.shape, recon.dtype)
     if not recon.numel():
-        return gradient
+        return [gradient]
     types = (IDS[likelihood], TYPES[recon.dtype], TYPES[target.dtype])
     by_row = upstream_by_row(grad_nll, reduction, recon)
     if by_row is None:
@@ -107,7 +156,7 @@ def reconstruction_backward(
         *inputs, upstream_ptr, upstream_stride = grid.places
         args = (upstream_ptr, upstream_stride, *inputs, gradient.data_ptr(), parameter)
         threads.run(reconstruction.backward_elements(*types), grid.rows, grid.cols, grid.cols, grid.total, *args)
-        return gradient
+        return [gradient]
     upstream, stride = by_row
     grid = Grid([recon, target], by_example=stride != 0)
     args = (
@@ -119,7 +168,7 @@ def reconstruction_backward(
         reduction_weight(reduction, recon),
     )
     threads.run(reconstruction.backward_rows(*types), grid.rows, grid.cols, grid.cols, grid.total, *args)
-    return gradient
+    return [gradient]
 
 
 def rescale_(gradient: Tensor, upstream: Tensor) -> Tensor:

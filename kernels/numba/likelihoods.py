@@ -10,7 +10,7 @@ import math
 
 from ..likelihoods import LIKELIHOODS, bound
 from .intrinsics import constant, inlined, select
-from .math import exact, exp_negative, log, log_normal
+from .math import exact, exp, exp_negative, log, log_normal
 
 
 @exact
@@ -101,6 +101,25 @@ def gaussian(y, x, var):
 
 
 @exact
+def gaussian_by_var(y, x, var):
+    d = y - x
+    return constant(0.5, y) / var * (constant(1.0, y) - d * d / var)
+
+
+@exact
+def gaussian_logvar(y, x, logvar):
+    d, precision = y - x, exp(-logvar)
+    nll = constant(0.5, y) * (d * d * precision + logvar + constant(math.log(2 * math.pi), y))
+    return nll, constant(1.0, y), d * precision
+
+
+@exact
+def gaussian_by_logvar(y, x, logvar):
+    d = y - x
+    return constant(0.5, y) * (constant(1.0, y) - d * d * exp(-logvar))
+
+
+@exact
 def mse(y, x, _):
     d = y - x
     return d * d, constant(1.0, y), d + d
@@ -120,20 +139,48 @@ def laplace(y, x, scale):
     return distance / scale + log_normal(constant(2.0, y) * scale), one, sign / scale
 
 
+@exact
+def laplace_by_scale(y, x, scale):
+    one = constant(1.0, y)
+    return one / scale * (one - abs(y - x) / scale)
+
+
+@exact
+def laplace_log_scale(y, x, log_scale):
+    distance, one, sign = l1(y, x, log_scale)
+    precision = exp(-log_scale)
+    return distance * precision + log_scale + constant(math.log(2), y), one, sign * precision
+
+
+@exact
+def laplace_by_log_scale(y, x, log_scale):
+    return constant(1.0, y) - abs(y - x) * exp(-log_scale)
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,
     "bernoulli_probs_log_clamped": bernoulli_probs_log_clamped,
     "continuous_bernoulli_logits": continuous_bernoulli_logits,
     "gaussian": gaussian,
+    "gaussian_logvar": gaussian_logvar,
     "mse": mse,
     "l1": l1,
     "laplace": laplace,
+    "laplace_log_scale": laplace_log_scale,
 }
-IDS = bound("numba", TERMS)
+#: ∂nll/∂parameter
+SLOPES = {
+    "gaussian": gaussian_by_var,
+    "gaussian_logvar": gaussian_by_logvar,
+    "laplace": laplace_by_scale,
+    "laplace_log_scale": laplace_by_log_scale,
+}
+IDS = bound("numba", TERMS, SLOPES)
 BOUNDED_TARGET = frozenset(IDS[name] for name, row in LIKELIHOODS.items() if row.unit_target)
 BOUNDED_RECON = frozenset(IDS[name] for name, row in LIKELIHOODS.items() if row.unit_recon)
 _BY_ID = dict(enumerate(TERMS.values()))
+_SLOPE_BY_ID = {IDS[name]: slope for name, slope in SLOPES.items()}
 
 
 def terms(likelihood, y, x, parameter):
@@ -144,6 +191,17 @@ def terms(likelihood, y, x, parameter):
 def element_terms(likelihood, y, x, parameter):
     """``(nll, derivative)``, for elementwise output."""
     raise NotImplementedError("only inside compiled code")
+
+
+def parameter_slope(likelihood, y, x, parameter):
+    """∂nll/∂parameter."""
+    raise NotImplementedError("only inside compiled code")
+
+
+@inlined(parameter_slope)
+def _parameter_slope(likelihood, y, x, parameter):
+    slope = _SLOPE_BY_ID[likelihood.literal_value]
+    return lambda likelihood, y, x, parameter: slope(y, x, parameter)
 
 
 @inlined(terms)

@@ -14,7 +14,7 @@ from numba import njit
 
 from . import cache
 from .intrinsics import FLOAT32, FLOAT64, UINT8, constant, load, load_like, outside_unit, store
-from .likelihoods import BOUNDED_RECON, BOUNDED_TARGET, element_terms, terms
+from .likelihoods import BOUNDED_RECON, BOUNDED_TARGET, element_terms, parameter_slope, terms
 from .math import log_normal
 
 # reassoc lets LLVM keep one partial sum (or product) a vector lane
@@ -165,6 +165,85 @@ def backward_elements(likelihood: int, recon_type: int, target_type: int) -> Cal
         return 0
 
     return cache.on_disk(backward)
+
+
+@functools.cache
+def with_tensor(
+    likelihood: int, recon_type: int, target_type: int, by_row: bool, upstream_by_element: bool
+) -> Callable[..., int]:
+    """Everything of a term whose parameter is a tensor: what is written is what has an address.
+
+    One loop for each output, over a row that is in the cache by then: each loop is vectorised. The parameter is one
+    number per row if ``by_row``, else one per element. Each piece of ``piece`` rows has a row of ``columns`` to itself.
+    """
+    sources, real = cache.STAMP, FLOAT64 if recon_type == FLOAT64 else FLOAT32
+
+    @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
+    def fill(
+        first, last, piece, rows, cols, total, recon_ptr, recon_stride, target_ptr, target_stride, parameter_ptr,
+        parameter_stride, upstream_ptr, upstream_stride, weight, nll_ptr, sums_ptr, grad_ptr, grad_parameter_ptr,
+        parameter_sums_ptr, columns_ptr
+    ):  # fmt: skip
+        sources  # noqa: B018
+        zero = constant(0.0, load(recon_type, recon_ptr, 0))
+        for row in range(first * piece, min(last * piece, rows)):
+            recon, target, out, columns = row * recon_stride, row * target_stride, row * cols, row // piece * cols
+            parameter, upstream = row * parameter_stride, row * upstream_stride
+            end = min(cols, total - out)
+            number, scale = zero, constant(weight, zero)
+            if by_row:
+                number = load(real, parameter_ptr, parameter)
+            if not upstream_by_element and upstream_ptr:
+                scale *= load(real, upstream_ptr, upstream)
+            if nll_ptr:
+                for j in range(end):
+                    p = number if by_row else load(real, parameter_ptr, parameter + j)
+                    y, x = load(recon_type, recon_ptr, recon + j), load_like(target_type, target_ptr, target + j, zero)
+                    store(recon_type, nll_ptr, out + j, terms(likelihood, y, x, p)[0])
+            if sums_ptr:
+                row_sum = 0.0
+                for start in range(0, end, FACTORS):
+                    part = zero
+                    for j in range(start, min(start + FACTORS, end)):
+                        p = number if by_row else load(real, parameter_ptr, parameter + j)
+                        y, x = (
+                            load(recon_type, recon_ptr, recon + j),
+                            load_like(target_type, target_ptr, target + j, zero),
+                        )
+                        part += terms(likelihood, y, x, p)[0]
+                    row_sum += part
+                store(FLOAT64, sums_ptr, row, row_sum)
+            if grad_ptr:
+                slope_sum = 0.0
+                for start in range(0, end, FACTORS):
+                    part = zero
+                    for j in range(start, min(start + FACTORS, end)):
+                        p = number if by_row else load(real, parameter_ptr, parameter + j)
+                        c = load(recon_type, upstream_ptr, upstream + j) if upstream_by_element else scale
+                        y, x = (
+                            load(recon_type, recon_ptr, recon + j),
+                            load_like(target_type, target_ptr, target + j, zero),
+                        )
+                        store(recon_type, grad_ptr, out + j, terms(likelihood, y, x, p)[2] * c)
+                        if by_row:
+                            part += parameter_slope(likelihood, y, x, p) * c
+                    slope_sum += part
+                if by_row:
+                    store(FLOAT64, parameter_sums_ptr, row, slope_sum)
+            if grad_parameter_ptr or columns_ptr:
+                for j in range(end):
+                    p = load(real, parameter_ptr, parameter + j)
+                    c = load(recon_type, upstream_ptr, upstream + j) if upstream_by_element else scale
+                    y, x = load(recon_type, recon_ptr, recon + j), load_like(target_type, target_ptr, target + j, zero)
+                    slope = parameter_slope(likelihood, y, x, p) * c
+                    if columns_ptr:
+                        at = columns + j
+                        store(FLOAT64, columns_ptr, at, load(FLOAT64, columns_ptr, at) + slope)
+                    else:
+                        store(real, grad_parameter_ptr, out + j, slope)
+        return 0
+
+    return cache.on_disk(fill)
 
 
 @functools.cache

@@ -33,40 +33,81 @@ def spread(grad_loss: Tensor, reduction: str, like: Tensor) -> Tensor:
     return grad if reduction == "none" else grad * reduction_weight(reduction, like)
 
 
-def negative_log_likelihood(recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str) -> Tensor:
+def number_of(parameter: float, parameter_tensor: Tensor | None, like: Tensor) -> float | Tensor:
+    """What a likelihood's formulas take last."""
+    return parameter if parameter_tensor is None else parameter_tensor.to(accumulator(like.dtype))
+
+
+def negative_log_likelihood(
+    recon: Tensor, target: Tensor, parameter_tensor: Tensor | None, likelihood: str, parameter: float, reduction: str
+) -> Tensor:
     """The loss alone, differentiable, without looking at the data: what ``vmap`` and double backward go through."""
     y, x = prepare(recon, target)
-    return reduce(LIKELIHOODS[likelihood].nll(y, x, parameter), reduction, recon.dtype)
+    number = number_of(parameter, parameter_tensor, recon)
+    return reduce(LIKELIHOODS[likelihood].nll(y, x, number), reduction, recon.dtype)
 
 
 def reconstruction_forward(
-    recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+    with_gradient: bool,
 ) -> list[Tensor]:
     check_unit_range(likelihood, recon, target)
-    nll = negative_log_likelihood(recon, target, likelihood, parameter, reduction)
+    nll = negative_log_likelihood(recon, target, parameter_tensor, likelihood, parameter, reduction)
     if not with_gradient:
         return [nll]
-    one = nll.new_ones(())
-    return [
-        nll,
-        reconstruction_backward(one, recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction),
-    ]
+    gradients = reconstruction_backward(
+        nll.new_ones(()),
+        recon,
+        target,
+        parameter_tensor,
+        likelihood=likelihood,
+        parameter=parameter,
+        reduction=reduction,
+    )
+    return [nll, *gradients]
 
 
 def reconstruction_backward(
-    grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
-) -> Tensor:
+    grad_nll: Tensor,
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+) -> list[Tensor]:
     y, x = prepare(recon, target)
-    grad = spread(grad_nll, reduction, recon) * LIKELIHOODS[likelihood].derivative(y, x, parameter)
-    return grad.to(recon.dtype)
+    upstream, row = spread(grad_nll, reduction, recon), LIKELIHOODS[likelihood]
+    number = number_of(parameter, parameter_tensor, recon)
+    gradients = [(upstream * row.derivative(y, x, number)).to(recon.dtype)]
+    if parameter_tensor is not None:
+        assert row.parameter_derivative is not None
+        elements = (upstream * row.parameter_derivative(y, x, number)).double()
+        gradients.append(elements.sum_to_size(parameter_tensor.shape).to(parameter_tensor.dtype))
+    return gradients
 
 
 def target_gradient(
-    grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
+    grad_nll: Tensor,
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
 ) -> Tensor:
     """The gradient in the target, which is asked for too rarely to be a kernel."""
     y, x = prepare(recon, target)
-    grad = spread(grad_nll, reduction, recon) * LIKELIHOODS[likelihood].target_derivative(y, x, parameter)
+    number = number_of(parameter, parameter_tensor, recon)
+    grad = spread(grad_nll, reduction, recon) * LIKELIHOODS[likelihood].target_derivative(y, x, number)
     return grad.to(target.dtype)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import parameters
 from ..layout import Grid, accumulator, cols, given_priors, loss_dtype, loss_shape, reduction_weight, upstream_by_row
 from . import elbo, latent, reconstruction, reduce
 from .launch import INTERPRETED, PROGRAMS, TILE, Launch, plan, run
@@ -57,9 +58,41 @@ def _no_loss(reduction: str, like: Tensor) -> Tensor:
     return torch.full(shape, 0.0 * weight, dtype=dtype, device=like.device)
 
 
+def _fill(work: parameters.Work) -> None:
+    recon, grid = work.recon, work.grid
+    tiles = plan(grid.rows, grid.cols, recon.dtype)
+    partials = (grid.rows, tiles.chunks)
+    if work.sums is not None:
+        work.sums = torch.empty(partials, dtype=accumulator(recon.dtype), device=recon.device)
+    if work.parameter_sums is not None:
+        work.parameter_sums = torch.empty(partials, dtype=accumulator(recon.dtype), device=recon.device)
+    outputs = (work.nll, work.sums, work.grad, work.grad_parameter, work.parameter_sums)
+    run(
+        reconstruction.with_tensor, tiles.programs, recon, work.recon_rows, work.target_rows, work.parameter.value,
+        *(recon if t is None else t for t in (work.upstream, *outputs)), work.weight, grid.rows, grid.cols,
+        work.recon_stride, work.target_stride, work.parameter.stride, work.upstream_stride, tiles.steps, tiles.chunks,
+        LIKELIHOOD=work.likelihood, BY_ROW=work.parameter.kind == "row", GRADIENT=work.grad is not None,
+        LOSS="elements" if work.nll is not None else "sum" if work.sums is not None else "",
+        UPSTREAM="" if work.upstream is None else "elements" if work.upstream_by_element else "rows",
+        ROWS=tiles.rows, BLOCK=tiles.block,
+    )  # fmt: skip
+
+
 def reconstruction_forward(
-    recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str, with_gradient: bool
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+    with_gradient: bool,
 ) -> list[Tensor]:
+    if parameter_tensor is not None:
+        return parameters.forward(
+            _fill, recon, target, parameter_tensor, likelihood=likelihood, reduction=reduction,
+            with_gradient=with_gradient, on_host=False,
+        )  # fmt: skip
     gradient = torch.empty(recon.shape, dtype=recon.dtype, device=recon.device) if with_gradient else recon
     if not recon.numel():
         return [_no_loss(reduction, recon), *([gradient] if with_gradient else [])]
@@ -79,11 +112,23 @@ def reconstruction_forward(
 
 
 def reconstruction_backward(
-    grad_nll: Tensor, recon: Tensor, target: Tensor, *, likelihood: str, parameter: float, reduction: str
-) -> Tensor:
+    grad_nll: Tensor,
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+) -> list[Tensor]:
+    if parameter_tensor is not None:
+        return parameters.backward(
+            _fill, grad_nll, recon, target, parameter_tensor,
+            likelihood=likelihood, reduction=reduction, on_host=False,
+        )  # fmt: skip
     gradient = torch.empty(recon.shape, dtype=recon.dtype, device=recon.device)
     if not recon.numel():
-        return gradient
+        return [gradient]
     by_row = upstream_by_row(grad_nll, reduction, recon)
     if by_row is None:
         grid, tiles = _rows([recon, target, grad_nll], by_example=False)
@@ -99,7 +144,7 @@ def reconstruction_backward(
     constants = {"LIKELIHOOD": likelihood, "ROWS": tiles.rows, "BLOCK": tiles.block}
     args = (upstream, *inputs, gradient, parameter, weight, *sizes)
     run(reconstruction.backward, tiles.programs, recon, *args, **constants, BY_ELEMENT=by_row is None)
-    return gradient
+    return [gradient]
 
 
 def rescale_(gradient: Tensor, upstream: Tensor) -> Tensor:

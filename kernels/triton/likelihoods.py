@@ -13,6 +13,8 @@ from ..likelihoods import bound
 from .approx import exp, log, reciprocal
 
 TWO_PI = tl.constexpr(6.283185307179586)
+LOG_TWO_PI = tl.constexpr(1.8378770664093453)
+LOG_TWO = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -108,6 +110,24 @@ def gaussian(y, x, var):
 
 
 @triton.jit
+def gaussian_by_var(y, x, var):
+    d, precision = y - x, 1.0 / var
+    return 0.5 * precision * (1.0 - d * d * precision)
+
+
+@triton.jit
+def gaussian_logvar(y, x, logvar):
+    d, precision = y - x, exp(-logvar)
+    return 0.5 * (d * d * precision + logvar + LOG_TWO_PI), 1.0, d * precision
+
+
+@triton.jit
+def gaussian_by_logvar(y, x, logvar):
+    d = y - x
+    return 0.5 * (1.0 - d * d * exp(-logvar))
+
+
+@triton.jit
 def mse(y, x):
     d = y - x
     return d * d, 1.0, d + d
@@ -126,17 +146,44 @@ def laplace(y, x, scale):
     return distance * precision + log(2.0 * scale), one, sign * precision
 
 
+@triton.jit
+def laplace_by_scale(y, x, scale):
+    precision = 1.0 / scale
+    return precision * (1.0 - tl.abs(y - x) * precision)
+
+
+@triton.jit
+def laplace_log_scale(y, x, log_scale):
+    distance, one, sign = l1(y, x)
+    precision = exp(-log_scale)
+    return distance * precision + log_scale + LOG_TWO, one, sign * precision
+
+
+@triton.jit
+def laplace_by_log_scale(y, x, log_scale):
+    return 1.0 - tl.abs(y - x) * exp(-log_scale)
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,
     "bernoulli_probs_log_clamped": bernoulli_probs_log_clamped,
     "continuous_bernoulli_logits": continuous_bernoulli_logits,
     "gaussian": gaussian,
+    "gaussian_logvar": gaussian_logvar,
     "mse": mse,
     "l1": l1,
     "laplace": laplace,
+    "laplace_log_scale": laplace_log_scale,
 }
-bound("triton", TERMS)
+#: ∂nll/∂parameter
+SLOPES = {
+    "gaussian": gaussian_by_var,
+    "gaussian_logvar": gaussian_by_logvar,
+    "laplace": laplace_by_scale,
+    "laplace_log_scale": laplace_by_log_scale,
+}
+bound("triton", TERMS, SLOPES)
 
 
 @triton.jit
@@ -152,14 +199,33 @@ def terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
         return continuous_bernoulli_logits(y, x)
     elif LIKELIHOOD == "gaussian":
         return gaussian(y, x, parameter)
+    elif LIKELIHOOD == "gaussian_logvar":
+        return gaussian_logvar(y, x, parameter)
     elif LIKELIHOOD == "mse":
         return mse(y, x)
     elif LIKELIHOOD == "l1":
         return l1(y, x)
     elif LIKELIHOOD == "laplace":
         return laplace(y, x, parameter)
+    elif LIKELIHOOD == "laplace_log_scale":
+        return laplace_log_scale(y, x, parameter)
     else:
         tl.static_assert(False, "a likelihood of TERMS is not among these")
+
+
+@triton.jit
+def parameter_slope(y, x, parameter, LIKELIHOOD: tl.constexpr):
+    """∂nll/∂parameter."""
+    if LIKELIHOOD == "gaussian":
+        return gaussian_by_var(y, x, parameter)
+    elif LIKELIHOOD == "gaussian_logvar":
+        return gaussian_by_logvar(y, x, parameter)
+    elif LIKELIHOOD == "laplace":
+        return laplace_by_scale(y, x, parameter)
+    elif LIKELIHOOD == "laplace_log_scale":
+        return laplace_by_log_scale(y, x, parameter)
+    else:
+        tl.static_assert(False, "a likelihood of SLOPES is not among these")
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .approx import log, rounded
-from .likelihoods import element_terms, terms
+from .likelihoods import element_terms, parameter_slope, terms
 
 ONE_255TH_HIGH = tl.constexpr(2.0**-8 + 2.0**-16)
 ONE_255TH_LOW = tl.constexpr(2.0**-24 + 2.0**-32 + 2.0**-40 + 2.0**-47)
@@ -212,6 +212,90 @@ def backward(
             upstream_ptr, recon_ptr, target_ptr, grad_ptr, parameter, weight, row, start, rows, cols, upstream_stride,
             recon_stride, target_stride, steps, LIKELIHOOD, BY_ELEMENT, True, ROWS, BLOCK, dtype,
         )  # fmt: skip
+
+
+@triton.jit
+def with_tensor_walk(
+    recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr, weight, row, start, rows,
+    cols, recon_stride, target_stride, parameter_stride, upstream_stride, steps,
+    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
+    UPSTREAM: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """Σ nll and Σ ∂nll/∂parameter of each row over this program's columns; writes what goes by element on the way."""
+    recon_at = offsets(row, recon_stride, ROWS, BLOCK)
+    target_at = offsets(row, target_stride, ROWS, BLOCK)
+    parameter_at = offsets(row, parameter_stride, ROWS, BLOCK)
+    upstream_at = offsets(row, upstream_stride, ROWS, BLOCK)
+    out_at = offsets(row, cols, ROWS, BLOCK)
+    at = row + tl.arange(0, ROWS)
+    c = weight
+    if UPSTREAM == "rows":
+        c = tl.load(upstream_ptr + at * upstream_stride, at < rows, other=0).to(dtype)[:, None] * weight
+    if BY_ROW:
+        p = tl.load(parameter_ptr + at * parameter_stride, at < rows, other=1)[:, None]
+    sums, slopes = tl.zeros((ROWS, BLOCK), dtype), tl.zeros((ROWS, BLOCK), dtype)
+    for _ in range(steps):
+        mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
+        y = tl.load(recon_ptr + start + recon_at, mask, other=0) if MASKED else tl.load(recon_ptr + start + recon_at)
+        x = load_target(target_ptr + start + target_at, mask, dtype, MASKED)
+        y = y.to(dtype)
+        if BY_ROW:
+            number = p
+        elif MASKED:
+            number = tl.load(parameter_ptr + start + parameter_at, mask, other=1)
+        else:
+            number = tl.load(parameter_ptr + start + parameter_at)
+        nll, _, derivative = terms(y, x, number, LIKELIHOOD)
+        if LOSS == "sum":
+            sums += tl.where(mask, nll, 0.0) if MASKED else nll
+        elif LOSS == "elements":
+            tl.store(nll_ptr + start + out_at, rounded(nll, nll_ptr.dtype.element_ty), mask)
+        if GRADIENT:
+            if UPSTREAM == "elements":
+                factor = tl.load(upstream_ptr + start + upstream_at, mask).to(dtype)
+            else:
+                factor = c
+            tl.store(grad_ptr + start + out_at, rounded(derivative * factor, grad_ptr.dtype.element_ty), mask)
+            slope = parameter_slope(y, x, number, LIKELIHOOD) * factor
+            if BY_ROW:
+                slopes += tl.where(mask, slope, 0.0) if MASKED else slope
+            else:
+                tl.store(grad_parameter_ptr + start + out_at, slope, mask)
+        start += BLOCK
+    return tl.sum(sums, axis=1), tl.sum(slopes, axis=1)
+
+
+@triton.jit(do_not_specialize=["chunks", "steps"])
+def with_tensor(
+    recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, sums_ptr, grad_ptr, grad_parameter_ptr,
+    parameter_sums_ptr, weight: tl.float64, rows: tl.int64, cols: tl.int64, recon_stride: tl.int64,
+    target_stride: tl.int64, parameter_stride: tl.int64, upstream_stride: tl.int64, steps, chunks,
+    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
+    UPSTREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A term whose parameter is a tensor. LOSS: "", "sum" or "elements"; UPSTREAM: "", "rows" or "elements"."""
+    dtype: tl.constexpr = tl.float64 if recon_ptr.dtype.element_ty == tl.float64 else tl.float32
+    weight = tl.full((1, 1), weight, dtype)
+    row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    chunk = tl.program_id(0) % chunks
+    start = chunk.to(tl.int64) * steps * BLOCK
+    if whole_or_masked(row, start, rows, cols, steps, ROWS, BLOCK):
+        sums, slopes = with_tensor_walk(
+            recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr, weight, row,
+            start, rows, cols, recon_stride, target_stride, parameter_stride, upstream_stride, steps,
+            LIKELIHOOD, BY_ROW, LOSS, GRADIENT, UPSTREAM, False, ROWS, BLOCK, dtype,
+        )  # fmt: skip
+    else:
+        sums, slopes = with_tensor_walk(
+            recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr, weight, row,
+            start, rows, cols, recon_stride, target_stride, parameter_stride, upstream_stride, steps,
+            LIKELIHOOD, BY_ROW, LOSS, GRADIENT, UPSTREAM, True, ROWS, BLOCK, dtype,
+        )  # fmt: skip
+    at = row + tl.arange(0, ROWS)
+    if LOSS == "sum":
+        tl.store(sums_ptr + at * chunks + chunk, sums, at < rows)
+    if GRADIENT and BY_ROW:
+        tl.store(parameter_sums_ptr + at * chunks + chunk, slopes, at < rows)
 
 
 @triton.jit(do_not_specialize=["steps"])
