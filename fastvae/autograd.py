@@ -1,9 +1,7 @@
-"""One ``torch.autograd.Function`` per op: which primitive runs forward, which backward, and what is kept between.
+"""One row per op: which primitive runs forward, how gradients come out, and the same as a differentiable expression.
 
-Each is said once, for two ways to run it: as torch's tracers and transforms want it, and directly (:func:`apply`).
-``run(primitives, *tensors, *options)`` computes, ``setup_context`` keeps, ``gradients(ctx, primitives, again, *grads)``
-returns the gradients of the tensors; ``again`` says that those will be differentiated or vmapped, and ``primitives``
-are plain torch. ``forward`` names its arguments: where no gradient is wanted, torch.compile counts them.
+``_traced`` and ``_direct`` make two ``torch.autograd.Function``s of a row: one as torch's tracers and transforms want
+it, and one for plain eager mode (:func:`apply`).
 
 Three rules hold for each of them:
 
@@ -18,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,75 +30,132 @@ from .kernels.reference import reconstruction as reference_reconstruction
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
+Gradients = tuple[Tensor | None, ...]
+
+
+class Op(NamedTuple):
+    """An op as data: ``primitive(*tensors, **options)`` computes it.
+
+    Args:
+        primitive: its name, for the forward.
+        tensors: how many come first.
+        options: names of what follows them.
+        losses: outputs for the caller; the others are gradients, kept for the first backward.
+        gradients: ``(ctx, primitives, again, saved, grads)`` → the gradients of the first tensors. ``again`` says that
+            those will be differentiated or vmapped, and ``primitives`` are plain torch. ``saved`` is
+            ``ctx.saved_tensors``, which may be asked for only once.
+        expression: the forward, differentiable, without looking at the data.
+    """
+
+    primitive: str
+    tensors: int
+    options: tuple[str, ...]
+    losses: int
+    gradients: Callable[..., Gradients]
+    expression: Callable[..., tuple[Tensor, ...]]
+
+
+def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The outputs of ``op`` for the caller, with their gradients.
+
+    A Function with ``setup_context`` binds its arguments through ``inspect`` at every call: in plain eager mode one
+    without spares a call 14 µs.
+    """
+    if torch.compiler.is_dynamo_compiling() or ops.transforms_active():
+        absent = (None,) * (TENSORS - op.tensors), (None,) * (OPTIONS - len(op.options))
+        return _TRACED[op.primitive].apply(*tensors, *absent[0], *options, *absent[1])
+    # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
+    alive: list[Any] = []
+    for tensor in tensors:
+        alive.append(tensor if tensor is None else _unwrap_if_dead(tensor).resolve_neg())
+    return _direct(op)(*alive, options)
+
 
 def _is_batched(grad: Tensor | None) -> bool:
     """Whether it comes from the older vmap, which no mode and no transform announces."""
     return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
-def apply(
-    function: type[torch.autograd.Function], tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]
-) -> tuple[Tensor, ...]:
-    """``function.apply(*tensors, *options)``; in plain eager mode by a class that spares a call 100 µs.
-
-    A Function with ``setup_context`` binds its arguments through ``inspect`` at every call.
-    """
-    if torch.compiler.is_dynamo_compiling() or ops.transforms_active():
-        return function.apply(*tensors, *options)
-    # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
-    alive = [t if t is None else _unwrap_if_dead(t).resolve_neg() for t in tensors]
-    return _direct(function)(*alive, options)
-
-
 @functools.cache
-def _direct(function: Any) -> Callable[..., tuple[Tensor, ...]]:
+def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         *tensors, options = args
         ctx.primitives, ctx.backend = ops.primitives(*tensors), registry.asked_for()
-        outputs = function.run(ctx.primitives, *tensors, *options)
-        function.setup_context(ctx, (*tensors, *options), outputs)
-        return outputs[: function.LOSSES]
+        ctx.options = dict(zip(op.options, options, strict=True))
+        outputs = getattr(ctx.primitives, op.primitive)(*tensors, **ctx.options)
+        ctx.set_materialize_grads(False)  # or torch would fill zeros, as many as the data, for a gradient's gradient
+        ctx.save_for_backward(*tensors)
+        ctx.gradient = outputs[op.losses :]
+        return tuple(outputs[: op.losses])
 
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         # create_graph=True, or vmapped upstream gradients (of torch.func, or of is_grads_batched)
         if torch.is_grad_enabled() or ops.transforms_active() or any(map(_is_batched, grads)):
-            return *function.gradients(ctx, reference, True, *grads), None
+            return _padded(op.gradients(ctx, reference, True, ctx.saved_tensors, grads), op.tensors + 1)
         grads = tuple(g if g is None else g.resolve_neg() for g in grads)
         if ctx.primitives is not ops.OPERATORS and not ops.listened_to():
-            return *function.gradients(ctx, ctx.primitives, False, *grads), None
+            return _padded(op.gradients(ctx, ctx.primitives, False, ctx.saved_tensors, grads), op.tensors + 1)
         with registry.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
-            return *function.gradients(ctx, ops.OPERATORS, False, *grads), None
+            return _padded(op.gradients(ctx, ops.OPERATORS, False, ctx.saved_tensors, grads), op.tensors + 1)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    direct: Any = type(function.__name__, (torch.autograd.Function,), members)
+    direct: Any = type(op.primitive, (torch.autograd.Function,), members)
     return super(torch.autograd.Function, direct).apply  # Function's own looks for what is not here
 
 
-def _traced_gradients(function: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The backward of a Function that is transformed; or traced, then in grad mode without being differentiated."""
-    again = not torch.compiler.is_dynamo_compiling() and (torch.is_grad_enabled() or _is_wrapped(ctx.saved_tensors[0]))
-    gradients: tuple[Tensor | None, ...] = function.gradients(ctx, reference if again else ops.OPERATORS, again, *grads)
-    return gradients
+TENSORS, OPTIONS = 5, 7  # as many as any op has: all have one signature, with None for what an op lacks
 
 
-def _vmapped(function: Callable[..., Any], in_dims: tuple, args: tuple) -> tuple[Any, Any]:
-    outputs = torch.vmap(function, in_dims, randomness="same")(*args)
-    return outputs, tuple(0 for _ in outputs)
+def _traced(op: Op) -> type[torch.autograd.Function]:
+    primitive, names, losses = getattr(ops.OPERATORS, op.primitive), op.options, op.losses
+    expression, gradients_of, count = op.expression, op.gradients, op.tensors
+
+    def options_of(args: tuple) -> dict[str, Any]:
+        return dict(zip(names, args[TENSORS : TENSORS + len(names)], strict=True))
+
+    # spelled out: where no gradient is wanted, torch.compile counts the arguments
+    def forward(  # type: ignore[no-untyped-def]
+        t0, t1, t2, t3, t4, o0, o1, o2, o3, o4, o5, o6
+    ) -> tuple[Tensor, ...]:
+        args = t0, t1, t2, t3, t4, o0, o1, o2, o3, o4, o5, o6
+        return tuple(primitive(*args[:count], **options_of(args)))
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        gradient = output[losses:]
+        ctx.mark_non_differentiable(*gradient)
+        ctx.set_materialize_grads(False)
+        ctx.options = options_of(inputs)
+        if torch.compiler.is_dynamo_compiling():
+            ctx.save_for_backward(*inputs[:count], *gradient)
+        else:
+            ctx.save_for_backward(*inputs[:count])
+            ctx.gradient = list(gradient)
+
+    def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+        """Where a Function is transformed; or traced, then in grad mode without being differentiated."""
+        saved = ctx.saved_tensors
+        again = not torch.compiler.is_dynamo_compiling() and (torch.is_grad_enabled() or _is_wrapped(saved[0]))
+        primitives = reference if again else ops.OPERATORS
+        return _padded(gradients_of(ctx, primitives, again, saved, grads), TENSORS + OPTIONS)
+
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+        function = functools.partial(expression, **options_of(args))
+        outputs = torch.vmap(function, in_dims[:count], randomness="same")(*args[:count])
+        return outputs, tuple(0 for _ in outputs)
+
+    members = {f.__name__: staticmethod(f) for f in (forward, setup_context, backward, vmap)}
+    return type(op.primitive, (torch.autograd.Function,), members)
 
 
-def _keep_gradient(ctx: Any, saved: tuple, gradient: list[Tensor]) -> None:
-    """Keep the gradient the forward wrote: as an attribute, which a backward can take away, unless tracing."""
-    if torch.compiler.is_dynamo_compiling():
-        ctx.save_for_backward(*saved, *gradient)
-    else:
-        ctx.save_for_backward(*saved)
-        ctx.gradient = gradient
+def _padded(gradients: Gradients, count: int) -> Gradients:
+    """With None for the arguments that have none."""
+    return (*gradients, *(None,) * (count - len(gradients)))
 
 
-def _take_gradient(ctx: Any, primitives: Any, traced: list[Tensor], upstream: Tensor) -> list[Tensor]:
+def _take_gradient(ctx: Any, primitives: Any, traced: Gradients, upstream: Tensor) -> list[Tensor]:
     """The kept gradients times ``upstream``, once; none if there are none (any more)."""
     if traced:
-        return [(gradient * upstream).to(gradient.dtype) for gradient in traced]
+        return [(gradient * upstream).to(gradient.dtype) for gradient in traced if gradient is not None]
     if torch.compiler.is_dynamo_compiling():  # nothing is kept elsewhere, and torch 2.11 cannot trace the next line
         return []
     gradients: list[Tensor] = ctx.__dict__.pop("gradient", None) or []
@@ -109,300 +164,116 @@ def _take_gradient(ctx: Any, primitives: Any, traced: list[Tensor], upstream: Te
     return gradients
 
 
-class Reconstruction(torch.autograd.Function):
-    """``(recon, target, parameter)`` → ``(nll, *gradients)``; the target's own gradient always is the reference's."""
-
-    LOSSES = 1  # of the outputs, those for the caller
-
-    @staticmethod
-    def run(
-        primitives: Any,
-        recon: Tensor,
-        target: Tensor,
-        tensor: Tensor | None,
-        likelihood: str,
-        parameter: float,
-        reduction: str,
-        with_gradient: bool,
-    ) -> tuple[Tensor, ...]:
-        options = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
-        inputs = (recon, target) if tensor is None else (recon, target, tensor)
-        return tuple(primitives.reconstruction_forward(*inputs, **options, with_gradient=with_gradient))
-
-    @staticmethod
-    def forward(
-        recon: Tensor,
-        target: Tensor,
-        tensor: Tensor | None,
-        likelihood: str,
-        parameter: float,
-        reduction: str,
-        with_gradient: bool,
-    ) -> tuple[Tensor, ...]:
-        return Reconstruction.run(ops.OPERATORS, recon, target, tensor, likelihood, parameter, reduction, with_gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        recon, target, tensor, likelihood, parameter, reduction, _ = inputs
-        _, *gradient = output
-        ctx.mark_non_differentiable(*gradient)
-        ctx.set_materialize_grads(False)  # or torch would fill zeros, as many as the data, for the gradient's gradient
-        ctx.options = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
-        _keep_gradient(ctx, (recon, target, tensor), gradient)
-
-    @staticmethod
-    def gradients(
-        ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, *_: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        if grad_nll is None:
-            return None, None, None
-        recon, target, tensor, *traced = ctx.saved_tensors
-        inputs = (recon, target) if tensor is None else (recon, target, tensor)
-        return _reconstruction_gradients(ctx, primitives, again, grad_nll, inputs, traced, ctx.options)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_traced_gradients(Reconstruction, ctx, *grads), *(None,) * 4
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
-        def function(recon: Tensor, target: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
-            return _reconstruction_expression(recon, target, tensor, *args[3:])
-
-        return _vmapped(function, in_dims[:3], args[:3])
-
-
-def _reconstruction_expression(
-    recon: Tensor,
-    target: Tensor,
-    tensor: Tensor | None,
-    likelihood: str,
-    parameter: float,
-    reduction: str,
-    with_gradient: bool,
-) -> tuple[Tensor, ...]:
-    """What ``ops.reconstruction_forward`` computes, without looking at the data."""
-    nll = reference_reconstruction.negative_log_likelihood(recon, target, tensor, likelihood, parameter, reduction)
-    if not with_gradient:
-        return (nll,)
-    options: dict[str, Any] = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
-    return nll, *reference.reconstruction_backward(torch.ones_like(nll), recon, target, tensor, **options)
+def _options(ctx: Any, *names: str) -> dict[str, Any]:
+    return {name: ctx.options[name] for name in names}
 
 
 def _reconstruction_gradients(
-    ctx: Any,
-    primitives: Any,
-    again: bool,
-    grad_nll: Tensor,
-    inputs: tuple[Tensor, ...],
-    traced: list[Tensor],
-    options: dict[str, Any],
-) -> tuple[Tensor | None, ...]:
-    """Those of recon, target and the parameter tensor."""
-    grad_recon = grad_target = grad_tensor = None
-    recon_needed, target_needed, *_ = ctx.needs_input_grad
+    ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, inputs: tuple[Any, ...], traced: Gradients
+) -> Gradients:
+    """Those of recon and target, and of the parameter if it is a third input."""
+    if grad_nll is None:
+        return (None,) * len(inputs)
+    options = _options(ctx, "likelihood", "parameter", "reduction")
+    recon_needed, target_needed = ctx.needs_input_grad[:2]
     tensor_needed = len(inputs) > 2 and ctx.needs_input_grad[2]
+    needed: list[Tensor | None] = [None, None, None]
     if recon_needed or tensor_needed:
         gradients = [] if again else _take_gradient(ctx, primitives, traced, grad_nll)
         if not gradients:
             gradients = primitives.reconstruction_backward(grad_nll, *inputs, **options)
-        grad_recon = gradients[0] if recon_needed else None
-        grad_tensor = gradients[1] if tensor_needed else None
+        needed = [gradients[0] if recon_needed else None, None, gradients[1] if tensor_needed else None]
     if target_needed:
-        grad_target = reference_reconstruction.target_gradient(grad_nll, *inputs, **options)
-    return grad_recon, grad_target, grad_tensor
+        needed[1] = reference_reconstruction.target_gradient(grad_nll, *inputs, **options)  # too rare for a kernel
+    return tuple(needed[: len(inputs)])
 
 
-class Latent(torch.autograd.Function):
-    """``(mu, scale, prior_mu, prior_logvar)`` → ``([z], [kl])``; noise is drawn again in the backward, never kept."""
-
-    LOSSES = None  # every output
-
-    @staticmethod
-    def run(
-        primitives: Any,
-        mu: Tensor,
-        scale: Tensor,
-        prior_mu: Tensor | None,
-        prior_logvar: Tensor | None,
-        seed: Tensor | None,
-        log_scale: bool,
-        samples: int,
-        free_bits: float,
-        reduction: str,
-    ) -> tuple[Tensor, ...]:
-        options = {"log_scale": log_scale, "samples": samples, "free_bits": free_bits, "reduction": reduction}
-        return tuple(primitives.latent_forward(mu, scale, seed, prior_mu, prior_logvar, **options))
-
-    @staticmethod
-    def forward(
-        mu: Tensor,
-        scale: Tensor,
-        prior_mu: Tensor | None,
-        prior_logvar: Tensor | None,
-        seed: Tensor | None,
-        log_scale: bool,
-        samples: int,
-        free_bits: float,
-        reduction: str,
-    ) -> tuple[Tensor, ...]:
-        tensors = mu, scale, prior_mu, prior_logvar, seed
-        return Latent.run(ops.OPERATORS, *tensors, log_scale, samples, free_bits, reduction)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        mu, scale, prior_mu, prior_logvar, seed, log_scale, samples, free_bits, reduction = inputs
-        ctx.set_materialize_grads(False)
-        ctx.options = {"log_scale": log_scale, "samples": samples, "free_bits": free_bits, "reduction": reduction}
-        ctx.save_for_backward(mu, scale, seed, prior_mu, prior_logvar)
-
-    @staticmethod
-    def gradients(ctx: Any, primitives: Any, again: bool, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        mu, scale, seed, prior_mu, prior_logvar = ctx.saved_tensors
-        grad_z = grads[0] if seed is not None else None
-        grad_kl = grads[-1] if ctx.options["reduction"] else None
-        if grad_z is None and grad_kl is None:
-            return (None,) * 5
-        gradients = primitives.latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, **ctx.options)
-        needs = ctx.needs_input_grad[: len(gradients)]
-        needed = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-        return *needed, *(None,) * (5 - len(needed))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_traced_gradients(Latent, ctx, *grads), *(None,) * 4
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
-        log_scale, samples, free_bits, reduction = args[5:]
-
-        def function(
-            mu: Tensor, scale: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, seed: Tensor | None
-        ) -> tuple[Tensor, ...]:
-            return tuple(
-                reference.latent_forward(
-                    mu,
-                    scale,
-                    seed,
-                    prior_mu,
-                    prior_logvar,
-                    log_scale=log_scale,
-                    samples=samples,
-                    free_bits=free_bits,
-                    reduction=reduction,
-                )
-            )
-
-        return _vmapped(function, in_dims[:5], args[:5])
+def _of_reconstruction(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
+    return _reconstruction_gradients(ctx, primitives, again, grads[0], saved[:3], saved[3:])
 
 
-class ELBO(torch.autograd.Function):
-    """``(recon, target, mu, scale)`` → ``(loss, reconstruction, kl, *gradient)``, one launch."""
+def _of_latent(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
+    """Noise is drawn again, never kept."""
+    seed = saved[2]
+    grad_z = grads[0] if seed is not None else None
+    grad_kl = grads[-1] if ctx.options["reduction"] else None
+    if grad_z is None and grad_kl is None:
+        return ()
+    of_mu, of_scale, *of_prior = primitives.latent_backward(grad_z, grad_kl, *saved, **ctx.options)
+    gradients = (of_mu, of_scale, None, *of_prior)
+    return tuple(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
 
-    LOSSES = 3
 
-    @staticmethod
-    def run(
-        primitives: Any,
-        recon: Tensor,
-        target: Tensor,
-        mu: Tensor,
-        scale: Tensor,
-        likelihood: str,
-        parameter: float,
-        log_scale: bool,
-        beta: float,
-        free_bits: float,
-        reduction: str,
-        with_gradient: bool,
-    ) -> tuple[Tensor, ...]:
-        return tuple(
-            primitives.elbo_forward(
-                recon,
-                target,
-                mu,
-                scale,
-                likelihood=likelihood,
-                parameter=parameter,
-                log_scale=log_scale,
-                beta=beta,
-                free_bits=free_bits,
-                reduction=reduction,
-                with_gradient=with_gradient,
-            )
-        )
-
-    @staticmethod
-    def forward(
-        recon: Tensor,
-        target: Tensor,
-        mu: Tensor,
-        scale: Tensor,
-        likelihood: str,
-        parameter: float,
-        log_scale: bool,
-        beta: float,
-        free_bits: float,
-        reduction: str,
-        with_gradient: bool,
-    ) -> tuple[Tensor, ...]:
-        options = likelihood, parameter, log_scale, beta, free_bits, reduction, with_gradient
-        return ELBO.run(ops.OPERATORS, recon, target, mu, scale, *options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        recon, target, mu, scale, likelihood, parameter, log_scale, beta, free_bits, reduction, _ = inputs
-        _, _, _, *gradient = output
-        ctx.mark_non_differentiable(*gradient)
-        ctx.set_materialize_grads(False)
-        ctx.beta = beta
-        ctx.reconstruction = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
-        ctx.latent = {"log_scale": log_scale, "samples": 0, "free_bits": free_bits, "reduction": reduction}
-        _keep_gradient(ctx, (recon, target, mu, scale), gradient)
-
-    @staticmethod
-    def gradients(
-        ctx: Any,
-        primitives: Any,
-        again: bool,
-        grad_loss: Tensor | None,
-        grad_nll: Tensor | None,
-        grad_kl: Tensor | None,
-        *_: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        recon, target, mu, scale, *traced = ctx.saved_tensors
-        weighted = grad_loss if grad_loss is None or ctx.beta == 1 else grad_loss * ctx.beta
-        grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
-        grad_recon = grad_target = grad_mu = grad_scale = None
-        if grad_nll is not None:
-            grad_recon, grad_target = _reconstruction_gradients(
-                ctx, primitives, again, grad_nll, (recon, target), traced, ctx.reconstruction
-            )[:2]
-        if grad_kl is not None and any(ctx.needs_input_grad[2:4]):
-            grad_mu, grad_scale = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, **ctx.latent)
-        return grad_recon, grad_target, grad_mu, grad_scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_traced_gradients(ELBO, ctx, *grads), *(None,) * 7
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
-        likelihood, parameter, log_scale, beta, free_bits, reduction, with_gradient = args[4:]
-
-        def function(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-            options = likelihood, parameter, reduction, with_gradient
-            nll, *gradient = _reconstruction_expression(recon, target, None, *options)
-            kl = reference_latent.gaussian_kl(mu, scale, None, None, log_scale, free_bits, reduction)
-            return nll + beta * kl, nll, kl, *gradient
-
-        return _vmapped(function, in_dims[:4], args[:4])
+def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
+    grad_loss, grad_nll, grad_kl = grads[:3]
+    recon, target, mu, scale, *traced = saved
+    beta = ctx.options["beta"]
+    weighted = grad_loss if grad_loss is None or beta == 1 else grad_loss * beta
+    grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
+    gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced))
+    if grad_kl is None or not any(ctx.needs_input_grad[2:4]):
+        return gradients
+    options = {"samples": 0, **_options(ctx, "log_scale", "free_bits", "reduction")}
+    return (*gradients, *primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, **options))
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return a if b is None else b
     return a + b
+
+
+def _reconstruction_expression(
+    recon: Tensor, target: Tensor, tensor: Tensor | None = None, *, with_gradient: bool, **options: Any
+) -> tuple[Tensor, ...]:
+    nll = reference_reconstruction.negative_log_likelihood(recon, target, tensor, **options)
+    if not with_gradient:
+        return (nll,)
+    return nll, *reference.reconstruction_backward(torch.ones_like(nll), recon, target, tensor, **options)
+
+
+def _latent_expression(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
+    mu, *others = tensors
+    assert mu is not None
+    return tuple(reference.latent_forward(mu, *others, **options))  # type: ignore[arg-type]
+
+
+def _elbo_expression(
+    recon: Tensor,
+    target: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    *,
+    log_scale: bool,
+    beta: float,
+    free_bits: float,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    nll, *gradient = _reconstruction_expression(recon, target, **options)
+    kl = reference_latent.gaussian_kl(mu, scale, None, None, log_scale, free_bits, options["reduction"])
+    return nll + beta * kl, nll, kl, *gradient
+
+
+RECONSTRUCTION = Op(  # (recon, target, parameter tensor)
+    "reconstruction_forward",
+    3,
+    ("likelihood", "parameter", "reduction", "with_gradient"),
+    1,
+    _of_reconstruction,
+    _reconstruction_expression,
+)
+LATENT = Op(  # (mu, scale, seed, prior_mu, prior_logvar) → z, kl, or both
+    "latent_forward", 5, ("log_scale", "samples", "free_bits", "reduction"), 2, _of_latent, _latent_expression
+)
+ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
+    "elbo_forward",
+    4,
+    ("likelihood", "parameter", "log_scale", "beta", "free_bits", "reduction", "with_gradient"),
+    3,
+    _of_elbo,
+    _elbo_expression,
+)
+_TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO)}
 
 
 def one_pass(recon: Tensor, reduction: str, tensor: Tensor | None = None) -> bool:

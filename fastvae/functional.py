@@ -24,7 +24,7 @@ from .kernels import likelihoods
 from .random import draw_seed
 
 LIKELIHOODS = likelihoods.NAMES
-BCE_EPS = likelihoods.default_number("bernoulli_probs")
+BCE_EPS = likelihoods.DEFAULT_NUMBERS["bernoulli_probs"]
 
 
 class ELBOLoss(NamedTuple):
@@ -51,7 +51,7 @@ def _latent(
     mu, scale, prior_mu, prior_logvar = checks.one_dtype(mu, scale, *checks.prior(mu, prior_mu, prior_logvar))
     free_bits = checks.number("free_bits", free_bits, 0)
     return autograd.apply(
-        autograd.Latent, (mu, scale, prior_mu, prior_logvar, seed), (log_scale, samples, free_bits, reduction)
+        autograd.LATENT, (mu, scale, seed, prior_mu, prior_logvar), (log_scale, samples, free_bits, reduction)
     )
 
 
@@ -185,7 +185,7 @@ def _reconstruction(
     reduction = checks.reduction(reduction)
     recon, target, undo = _dense(recon, target, reduction)
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction)
-    nll = autograd.apply(autograd.Reconstruction, (recon, target, None), options)[0]
+    nll = autograd.apply(autograd.RECONSTRUCTION, (recon, target, None), options)[0]
     return nll if undo is None else nll.permute(undo)
 
 
@@ -203,16 +203,14 @@ def _with_parameter(
         return _reconstruction(name, recon, target, likelihood, parameter, reduction)
     target, reduction = checks.target(target, name, recon), checks.reduction(reduction)
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor)
-    return autograd.apply(autograd.Reconstruction, (recon, target, tensor), options)[0]
+    return autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor), options)[0]
 
 
-def _parameter(
-    family: str, given: Mapping[str, Parameter | None] | None, recon: Tensor
-) -> tuple[str, float, Tensor | None]:
+def _parameter(family: str, given: Mapping[str, Parameter | None], recon: Tensor) -> tuple[str, float, Tensor | None]:
     """The row of the table, its number, and the tensor in the number's place if one was given."""
-    chosen = {name: value for name, value in (given or {}).items() if value is not None}
+    chosen = {name: value for name, value in given.items() if value is not None}
     if not chosen:
-        return family, likelihoods.default_number(family), None
+        return family, likelihoods.DEFAULT_NUMBERS[family], None
     rows = likelihoods.parameters(family)
     for name in chosen:
         if name not in rows:
@@ -461,12 +459,14 @@ def elbo_loss(
     free_bits = checks.number("free_bits", free_bits, 0)
     mu, scale, _, _ = checks.one_dtype(mu, scale)
     beta = checks.beta(beta)
-    likelihood, parameter, tensor = _parameter(likelihood, likelihood_parameters, recon)
+    tensor, parameter = None, likelihoods.DEFAULT_NUMBERS[likelihood]
+    if likelihood_parameters:
+        likelihood, parameter, tensor = _parameter(likelihood, likelihood_parameters, recon)
     if tensor is not None:
         options: tuple[Any, ...] = (likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor))
-        reconstruction = autograd.apply(autograd.Reconstruction, (recon, target, tensor), options)[0]
+        reconstruction = autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor), options)[0]
         options = (log_scale, 0, free_bits, reduction)
-        kl = autograd.apply(autograd.Latent, (mu, scale, None, None, None), options)[0]
+        kl = autograd.apply(autograd.LATENT, (mu, scale, None, None, None), options)[0]
         return ELBOLoss(reconstruction + beta * kl, reconstruction, kl)
     # compiled, a number would be a constant: one graph for each value of an annealed beta
     outside = isinstance(beta, Tensor) or torch.compiler.is_dynamo_compiling()

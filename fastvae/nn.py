@@ -78,7 +78,7 @@ def _given(family: str, **parameters: Parameter | None) -> dict[str, Parameter]:
         row = likelihoods.LIKELIHOODS[likelihoods.parameters(family)[name]]
         if row.number is not None and not isinstance(value, Tensor):
             checks.number(name, value, row.number.low, above=True)
-    return given or {next(iter(parameters)): likelihoods.default_number(family)}
+    return given or {next(iter(parameters)): likelihoods.DEFAULT_NUMBERS[family]}
 
 
 class Reparameterize(_Op):

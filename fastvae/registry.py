@@ -129,9 +129,8 @@ def use(name: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def asked_for() -> str | None:
-    """The backend ``use_backend`` or ``FASTVAE_BACKEND`` names, in this thread."""
-    return _forced.get()
+#: ``asked_for()`` is the backend ``use_backend`` or ``FASTVAE_BACKEND`` names, in this thread, or None
+asked_for = _forced.get
 
 
 def _known(name: str) -> str:

@@ -57,18 +57,24 @@ class Grid:
 
     def __init__(self, tensors: list[torch.Tensor], by_example: bool, block: int = BLOCK):
         like = tensors[0]
-        placed = [as_rows(t) for t in tensors]
-        self.tensors = [t for t, _ in placed]  # as_rows may copy: keep the copy while its address is in use
-        self.strides = [stride for _, stride in placed]
-        self.total, self.cols, self.rows = like.numel(), cols(like), like.shape[0]
-        if not by_example and (self.rows == 1 or all(stride == self.cols for stride in self.strides)):
+        self.rows, self.total = like.shape[0], like.numel()
+        self.cols = self.total // self.rows if self.rows else cols(like)
+        self.tensors, self.strides = [], []
+        for tensor in tensors:
+            placed, stride = (tensor, self.cols) if tensor.is_contiguous() else as_rows(tensor)
+            self.tensors.append(placed)  # as_rows may copy: keep the copy while its address is in use
+            self.strides.append(stride)
+        if not by_example and (self.rows == 1 or self.strides.count(self.cols) == len(tensors)):
             self.cols, self.rows = block, -(-self.total // max(block, 1))
             self.strides = [block] * len(tensors)
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def places(self) -> list[int]:
         """Address and row stride of each tensor."""
-        return tuple(n for t, s in zip(self.tensors, self.strides, strict=True) for n in (t.data_ptr(), s))
+        places: list[int] = []
+        for tensor, stride in zip(self.tensors, self.strides, strict=True):
+            places += tensor.data_ptr(), stride
+        return places
 
 
 def upstream_by_row(upstream: torch.Tensor, reduction: str, like: torch.Tensor) -> tuple[torch.Tensor, int] | None:

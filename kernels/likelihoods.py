@@ -290,10 +290,8 @@ def parameters(family: str) -> dict[str, str]:
     return {row.number.name: name for name, row in rows if row.number and (row.family or name) == family}
 
 
-def default_number(name: str) -> float:
-    """The number a likelihood takes unless one is given; 0 where it has none."""
-    number = LIKELIHOODS[name].number
-    return 0.0 if number is None else number.default
+#: the number a likelihood takes unless one is given; 0 where it has none
+DEFAULT_NUMBERS = {name: row.number.default if row.number else 0.0 for name, row in LIKELIHOODS.items()}
 
 
 def bound(backend: str, names: Collection[str], with_tensor: Collection[str]) -> dict[str, int]:

@@ -138,8 +138,8 @@ class Primitives:
         rows, cols = size(recon)
         nll = self.loss_like(recon, reduction)
         outputs = [nll, empty_like(recon)] if with_gradient else [nll]
-        y, y_stride = place(recon, cols)
-        x, x_stride = place(target, cols)
+        y, y_stride = (recon, cols) if recon.is_contiguous() else as_rows(recon)
+        x, x_stride = (target, cols) if target.is_contiguous() else as_rows(target)
         queue, _held = self.queue(recon, reduction != "none")
         outside = self.native.reconstruction_forward(
             CODES[likelihood],
@@ -181,8 +181,8 @@ class Primitives:
         gradient = empty_like(recon)
         if not rows * cols:
             return [gradient]
-        y, y_stride = place(recon, cols)
-        x, x_stride = place(target, cols)
+        y, y_stride = (recon, cols) if recon.is_contiguous() else as_rows(recon)
+        x, x_stride = (target, cols) if target.is_contiguous() else as_rows(target)
         upstream, stride, by_element = place_upstream(grad_nll, reduction, recon, cols)
         queue, _held = self.queue(recon, 0)
         self.native.reconstruction_backward(
@@ -238,8 +238,8 @@ class Primitives:
             z = mu.new_empty((samples, *mu.shape)) if samples else empty_like(mu)
         if reduction:
             kl = self.loss_like(mu, reduction)
-        m, m_stride = place(mu, cols)
-        s, s_stride = place(scale, cols)
+        m, m_stride = (mu, cols) if mu.is_contiguous() else as_rows(mu)
+        s, s_stride = (scale, cols) if scale.is_contiguous() else as_rows(scale)
         prior, _kept = place_prior(prior_mu, prior_logvar, cols)
         queue, _held = self.queue(mu, reduction not in ("", "none"))
         self.native.latent_forward(
@@ -295,8 +295,8 @@ class Primitives:
         if grad_kl is not None:
             upstream, stride, by_element = place_upstream(grad_kl, reduction, mu, cols)
         grad_z = grad_z.contiguous() if grad_z is not None and seed is not None else None
-        m, m_stride = place(mu, cols)
-        s, s_stride = place(scale, cols)
+        m, m_stride = (mu, cols) if mu.is_contiguous() else as_rows(mu)
+        s, s_stride = (scale, cols) if scale.is_contiguous() else as_rows(scale)
         prior, _kept = place_prior(prior_mu, prior_logvar, cols)
         queue, _held = self.queue(mu, 0)
         self.native.latent_backward(
@@ -345,10 +345,10 @@ class Primitives:
         nll = torch.empty_like(loss)
         kl = torch.empty_like(loss) if mu.dtype == recon.dtype else self.loss_like(mu, reduction)
         outputs = [loss, nll, kl, empty_like(recon)] if with_gradient else [loss, nll, kl]
-        y, y_stride = place(recon, cols)
-        x, x_stride = place(target, cols)
-        m, m_stride = place(mu, latent_cols)
-        s, s_stride = place(scale, latent_cols)
+        y, y_stride = (recon, cols) if recon.is_contiguous() else as_rows(recon)
+        x, x_stride = (target, cols) if target.is_contiguous() else as_rows(target)
+        m, m_stride = (mu, latent_cols) if mu.is_contiguous() else as_rows(mu)
+        s, s_stride = (scale, latent_cols) if scale.is_contiguous() else as_rows(scale)
         queue, _held = self.queue(recon, 2)
         outside = self.native.elbo_forward(
             CODES[likelihood],
