@@ -72,7 +72,7 @@ def check_writable(path: Path) -> None:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    """As JSON with a line for each row, so that two files can be compared by ``diff``."""
+    """As JSON with a line for each work, so that two files can be compared by ``diff``."""
     try:
         path.write_text(as_json(results), encoding="utf-8")
     except OSError as error:
