@@ -20,8 +20,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, device: str) -> None:
     """Measure, print, save."""
-    from . import suite, table, works
-
+    try:
+        from . import suite, table, works
+    except ImportError as error:
+        raise UserError(f"{error}: pip install 'fastvae[bench]'") from None
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UserError(f"--device must be cpu or cuda, got {device}")
@@ -32,32 +34,11 @@ def run(options: Namespace, device: str) -> None:
     if not chosen:
         names = ", ".join(sorted({work.op for work in every}))
         raise UserError(f"--only {options.only!r} matches no work; there are {names}")
-    results = measure(chosen, device, suite.BUDGET / 2)
+    results = suite.run(chosen, device, suite.BUDGET / 2)
     print("\n".join(table.lines(results)))
     if options.output is not None:
         save(results, options.output)
         print(f"\nevery number: {options.output}")
-
-
-def measure(chosen: list[Any], device: str, budget: float) -> dict[str, Any]:
-    """``suite.run`` under a progress bar."""
-    from . import suite
-
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise UserError(f"{error}: pip install 'fastvae[bench]'") from None
-    # the first entry is the memory bandwidth
-    with tqdm(total=1 + len(chosen), unit="work", disable=None, leave=False) as bar:
-        started = False
-
-        def progress(title: str) -> None:
-            nonlocal started
-            bar.update(started)
-            started = True
-            bar.set_description(title)
-
-        return suite.run(chosen, device, budget=budget, progress=progress)
 
 
 def check_writable(path: Path) -> None:

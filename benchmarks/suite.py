@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..registry import backend_name
 from . import bandwidth, hardware
@@ -21,16 +22,14 @@ BUDGET = 4.0  # seconds of timing a work
 Row = dict[str, Any]
 
 
-def run(
-    works: Iterable[Work], device: str, *, budget: float = BUDGET, progress: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
-    """Origin, bandwidth, and what was measured of each work. ``progress`` gets the title of each work before it."""
+def run(works: Iterable[Work], device: str, budget: float = BUDGET) -> dict[str, Any]:
+    """Origin, bandwidth, and what was measured of each work, under a progress bar."""
     others = hardware.Others()
-    progress("memory bandwidth")
     speeds = bandwidth.measure(device)
     measured = []
-    for work in works:
-        progress(work.title)
+    bar = tqdm(works, unit="work", disable=None, leave=False)
+    for work in bar:
+        bar.set_description(work.title)
         measured.append(measure(work, device, speeds["copy"], budget))
     return {
         "schema": SCHEMA,
