@@ -1,4 +1,4 @@
-"""What the suites share: what times mean in bytes, and no host name in what is saved."""
+"""What the suite prints and saves: what times mean in bytes, and no host name in what is saved."""
 
 from __future__ import annotations
 
