@@ -211,20 +211,15 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     config, folder = trainer.config, trainer.folder
     if trainer.epoch >= config.epochs:
         print(f"{folder} already has its {config.epochs} epochs; give more with --epochs")
-    size = len(trainer.train.images)
-    bar = _Bar(config, size)
     try:
-        trainer.fit(bar)
+        _fit(trainer)
     except KeyboardInterrupt:
-        bar.close()
         print(
             f"interrupted: the checkpoint of epoch {trainer.epoch} is in {folder}; "
             f"continue with\n  fastvae train --resume --output {folder}",
             file=sys.stderr,
         )
         raise
-    finally:
-        bar.close()
     model, state = load_model(folder, str(trainer.device))
     pictures = plots.draw_all(folder, model, trainer.data, state["history"], state["config"])
     path = report.write(folder, state, pictures, sum(p.numel() for p in model.parameters()))
@@ -236,26 +231,20 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-class _Bar:
-    """A progress bar over the examples of all epochs: the ELBO, its terms and examples a second."""
+def _fit(trainer: Trainer) -> None:
+    """Train under a progress bar over the examples of all epochs: the ELBO, its terms and examples a second."""
+    from tqdm import tqdm
 
-    def __init__(self, config: Config, size: int):
-        from tqdm import tqdm
+    config, size = trainer.config, len(trainer.train.images)
+    with tqdm(total=config.epochs * size, unit="ex", unit_scale=True, disable=None, mininterval=0.2) as bar:
 
-        self.size, self.config = size, config
-        self.bar = tqdm(
-            total=config.epochs * size, unit="ex", unit_scale=True, disable=None, leave=True, mininterval=0.2
-        )
+        def progress(epoch: int, examples: int, numbers: dict[str, float]) -> None:
+            bar.set_description(f"{config.model} epoch {epoch}/{config.epochs}", refresh=False)
+            terms = f"ELBO {-numbers['loss']:.2f} = -({numbers['reconstruction']:.2f} + {numbers['kl']:.2f})"
+            bar.set_postfix_str(terms, refresh=False)
+            bar.update((epoch - 1) * size + examples - bar.n)
 
-    def __call__(self, epoch: int, examples: int, numbers: dict[str, float]) -> None:
-        self.bar.set_description(f"{self.config.model} epoch {epoch}/{self.config.epochs}", refresh=False)
-        terms = f"ELBO {-numbers['loss']:.2f} = -({numbers['reconstruction']:.2f} + {numbers['kl']:.2f})"
-        self.bar.set_postfix_str(terms, refresh=False)
-        self.bar.update((epoch - 1) * self.size + examples - self.bar.n)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self.bar.close()
+        trainer.fit(progress)
 
 
 def run_demo(options: argparse.Namespace) -> None:
