@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from . import bandwidth, contenders, suite
+from . import contenders, memory, suite
 from .works import Work
 
 BUDGET = 0.5  # seconds of timing a contender
@@ -22,7 +22,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 #: rows as in a results file, by group and contender, as far as measured; pytest-benchmark's own tables show only times
 measured: dict[str, dict[str, suite.Row]] = {}
 
-speeds = functools.cache(bandwidth.measure)
+speeds = functools.cache(memory.bandwidth)
 readings = functools.lru_cache(maxsize=1)(suite.readings)
 _now = [0.0]
 

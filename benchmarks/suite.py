@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 
 from ..registry import backend_name
-from . import bandwidth, hardware
+from . import hardware
 from .contenders import FLOOR, contenders, ours
-from .memory import peak_extra_bytes
+from .memory import bandwidth, peak_extra_bytes
 from .ops import bytes_moved
 from .timing import interleaved, median, quartiles
 from .works import Work
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 def run(works: Iterable[Work], device: str, budget: float = BUDGET) -> dict[str, Any]:
     """Origin, bandwidth, and what was measured of each work, under a progress bar."""
     others = hardware.Others()
-    speeds = bandwidth.measure(device)
+    speeds = bandwidth(device)
     measured = []
     bar = tqdm(works, unit="work", disable=None, leave=False)
     for work in bar:
