@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options; nothing heavy is imported for ``--help``."""
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="save every number here")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
-    parser.add_argument("--full", action="store_true", help="every op, shape, dtype and direction: 10 minutes and more")
-    parser.add_argument("--only", default="", metavar="TEXT", help="works with this in their name, such as elbo_loss")
 
 
 def run(options: Namespace, device: str) -> None:

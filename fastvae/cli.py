@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .benchmarks import command as bench_command
 from .errors import UserError
 
 if TYPE_CHECKING:
     from .train.config import Config
     from .train.loop import Trainer
 INTERRUPTED = 130
+DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda where there is one)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model and write a report")
     _add_config(train)
-    train.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
+    train.add_argument("--device", default="auto", help=DEVICE_HELP)
     train.add_argument("--backend", help="kernel backend (default: the best for the device; see fastvae info)")
     train.add_argument(
         "--output", type=Path, default=Path("runs/train"), metavar="FOLDER", help="(default: runs/train)"
@@ -56,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=run_sample)
 
     bench = commands.add_parser("bench", help="time the ops on this machine against eager PyTorch and torch.compile")
-    bench_command.add_arguments(bench)
+    bench.add_argument("--output", type=Path, metavar="FILE.json", help="save every number here")
+    bench.add_argument("--device", default="auto", help=DEVICE_HELP)
+    bench.add_argument("--full", action="store_true", help="every op, shape, dtype and direction: 10 minutes and more")
+    bench.add_argument("--only", default="", metavar="TEXT", help="works with this in their name, such as elbo_loss")
     bench.set_defaults(run=run_bench)
 
     info = commands.add_parser("info", help="versions, devices, backends, and why a backend is missing")
@@ -303,7 +306,9 @@ def run_sample(options: argparse.Namespace) -> None:
 
 def run_bench(options: argparse.Namespace) -> None:
     """``fastvae bench``."""
-    bench_command.run(options, _device(options.device))
+    from .benchmarks import command
+
+    command.run(options, _device(options.device))
 
 
 def run_info(_: argparse.Namespace) -> None:
