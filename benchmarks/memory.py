@@ -54,8 +54,8 @@ def peak_extra_bytes(call: Call, kind: str) -> int:
     del result
     # every allocation and release with its sign, but not in order
     changes = (event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]")
-    alive = itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
-    return max(alive, default=0)
+    in_order = sorted(changes, key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in in_order), initial=0))
 
 
 @contextlib.contextmanager
