@@ -11,16 +11,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from . import accuracy, overhead, startup, suite
-from .command import measure
 from .contenders import COMPILE, EAGER, FLOOR
 from .ops import gradient_bytes
 from .table import by_work, duration, head, ratio
-from .works import BF16, TRAINING, U8, Work
+from .works import SHORT, TRAINING, Work
 
-LOGITS, PROBS = Work("bce_with_logits", (8192, 784)), Work("bce", (8192, 784))
-HALF = Work("bce_with_logits", (8192, 784), BF16, U8)
-LATENT, SMALL = Work("sample_with_kl", (8192, 64)), Work("elbo_loss", (128, 784), latent=20)
-STEP = Work(TRAINING, (128, 784), latent=20)
+LOGITS, PROBS, HALF, LATENT, SMALL, STEP = SHORT
 
 #: work, times faster than eager, times faster than compile, times the floor's time at most (None: state it)
 SPEED: tuple[tuple[Work, float, float, float | None], ...] = (
@@ -122,7 +118,7 @@ def lines(bars: list[Bar]) -> Iterator[str]:
 
 def main() -> int:
     """Measure and print."""
-    results = measure([work for work, *_ in SPEED], "cpu", suite.BUDGET)
+    results = suite.run([work for work, *_ in SPEED], "cpu")
     print("\n".join(head(results)))
     found = every(results, "cpu")
     print("\n".join(lines(found)))

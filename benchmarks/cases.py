@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from . import bandwidth, contenders, suite
+from . import contenders, memory, suite
 from .works import Work
 
 BUDGET = 0.5  # seconds of timing a contender
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-#: rows of a results file that were measured so far, by group; pytest-benchmark's own tables show only times
-measured: dict[str, list[suite.Row]] = {}
+#: rows as in a results file, by group and contender, as far as measured; pytest-benchmark's own tables show only times
+measured: dict[str, dict[str, suite.Row]] = {}
 
-speeds = functools.cache(bandwidth.measure)
+speeds = functools.cache(memory.bandwidth)
 readings = functools.lru_cache(maxsize=1)(suite.readings)
 _now = [0.0]
 
@@ -69,6 +69,6 @@ def report(benchmark: Any, items: Iterable[pytest.Item], device: str, work: Work
     benchmark.name = name  # the group says the rest
     turns = iter(times)
     benchmark.pedantic(advance, setup=lambda: ((next(turns),), {}), rounds=len(times))
-    benchmark.extra_info |= row
+    benchmark.extra_info |= suite.description(work) | row
     if benchmark.enabled:  # else the rounds are too few to show
-        measured.setdefault(benchmark.group, []).append(row)
+        measured.setdefault(benchmark.group, {})[name] = row

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options; nothing heavy is imported for ``--help``."""
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="save every number here")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
-    parser.add_argument("--full", action="store_true", help="every op, shape, dtype and direction: 10 minutes and more")
-    parser.add_argument("--only", default="", metavar="TEXT", help="works with this in their name, such as elbo_loss")
-
-
 def run(options: Namespace, device: str) -> None:
     """Measure, print, save."""
-    from . import suite, table, works
-
+    try:
+        from . import suite, table, works
+    except ImportError as error:
+        raise UserError(f"{error}: pip install 'fastvae[bench]'") from None
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UserError(f"--device must be cpu or cuda, got {device}")
@@ -32,32 +26,11 @@ def run(options: Namespace, device: str) -> None:
     if not chosen:
         names = ", ".join(sorted({work.op for work in every}))
         raise UserError(f"--only {options.only!r} matches no work; there are {names}")
-    results = measure(chosen, device, suite.BUDGET / 2)
+    results = suite.run(chosen, device, suite.BUDGET / 2)
     print("\n".join(table.lines(results)))
     if options.output is not None:
         save(results, options.output)
         print(f"\nevery number: {options.output}")
-
-
-def measure(chosen: list[Any], device: str, budget: float) -> dict[str, Any]:
-    """``suite.run`` under a progress bar."""
-    from . import suite
-
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise UserError(f"{error}: pip install 'fastvae[bench]'") from None
-    # the first entry is the memory bandwidth
-    with tqdm(total=1 + len(chosen), unit="work", disable=None, leave=False) as bar:
-        started = False
-
-        def progress(title: str) -> None:
-            nonlocal started
-            bar.update(started)
-            started = True
-            bar.set_description(title)
-
-        return suite.run(chosen, device, budget=budget, progress=progress)
 
 
 def check_writable(path: Path) -> None:
@@ -72,7 +45,7 @@ def check_writable(path: Path) -> None:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    """As JSON with a line for each row, so that two files can be compared by ``diff``."""
+    """As JSON with a line for each work, so that two files can be compared by ``diff``."""
     try:
         path.write_text(as_json(results), encoding="utf-8")
     except OSError as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..registry import backends, use_backend
-from . import bandwidth, training
+from . import memory, training
 from .ops import OPS, bytes_moved
 from .timing import Call
 from .works import TRAINING, Work
@@ -81,7 +81,7 @@ def contender(work: Work, device: str, name: str) -> Contender:
         UnavailableError: it needs a compiler that is not there.
     """
     if name == FLOOR:
-        return Contender(FLOOR, bandwidth.three_stream(bytes_moved(work), device))
+        return Contender(FLOOR, memory.three_stream(bytes_moved(work), device))
     entry = _entries(work, torch.device(device).type)[name]
     function = entry.function
     if entry.compiled:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from ..registry import load
+from .overhead import ELBO, LATENT, RECONSTRUCTION
 
 CALLS, RUNS = 2000, 15
 
@@ -27,16 +28,15 @@ def primitives(name: str) -> dict[str, Callable[[], object]]:
         raise SystemExit(f"backend {name!r} is not available: {backend}")
     y, x, mu, logvar = (torch.rand(1, 1) for _ in range(4))
     seed, one = torch.tensor([1]), torch.ones(())
-    likelihood = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean"}
-    latent = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
-    elbo = {**likelihood, "log_scale": True, "beta": 1.0, "free_bits": 0.0}
     return {
-        "reconstruction_forward": lambda: backend.reconstruction_forward(y, x, with_gradient=False, **likelihood),
-        "… with its gradient": lambda: backend.reconstruction_forward(y, x, with_gradient=True, **likelihood),
+        "reconstruction_forward": lambda: backend.reconstruction_forward(
+            y, x, **RECONSTRUCTION | {"with_gradient": False}
+        ),
+        "… with its gradient": lambda: backend.reconstruction_forward(y, x, **RECONSTRUCTION),
         "rescale_ by 1": lambda: backend.rescale_(y, one),
-        "latent_forward": lambda: backend.latent_forward(mu, logvar, seed, None, None, **latent),
-        "latent_backward": lambda: backend.latent_backward(mu, one, mu, logvar, seed, None, None, **latent),
-        "elbo_forward": lambda: backend.elbo_forward(y, x, mu, logvar, with_gradient=True, **elbo),
+        "latent_forward": lambda: backend.latent_forward(mu, logvar, seed, None, None, **LATENT),
+        "latent_backward": lambda: backend.latent_backward(mu, one, mu, logvar, seed, None, None, **LATENT),
+        "elbo_forward": lambda: backend.elbo_forward(y, x, mu, logvar, **ELBO),
         "torch.empty_like, for scale": lambda: torch.empty_like(y),
     }
 

@@ -14,8 +14,8 @@ import torch
 
 from ..functional import BCE_EPS
 from ..registry import backend_for
-from . import bandwidth
 from .bars import HALF, LATENT, LOGITS, PROBS
+from .memory import three_stream
 from .ops import OPS, bytes_moved
 from .overhead import LATENT as LATENT_OPTIONS
 from .overhead import RECONSTRUCTION
@@ -68,7 +68,7 @@ def measure(work: Work, budget: float = 4.0) -> Limits:
         "few": (1, _call(work._replace(shape=(1, cols)))),
         "one": (1, whole),
         "all": (threads, whole),
-        "floor": (threads, bandwidth.three_stream(bytes_moved(work), "cpu")),
+        "floor": (threads, three_stream(bytes_moved(work), "cpu")),
     }
     times = {}
     try:

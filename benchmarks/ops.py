@@ -77,20 +77,21 @@ def bytes_moved(work: Work) -> int:
     """Bytes no implementation can avoid: each input read once, each output written once. 0 for a training step."""
     if work.op == TRAINING:
         return 0
-    op, size = OPS[work.op], work.dtype.itemsize
-    data, latent = math.prod(work.shape), work.shape[0] * (work.latent or work.shape[1])
-    has_data, has_latent = 0 in op.leaves and op.inputs is not _latent, len(op.leaves) > 1
-    total = has_data * data * (size + (work.target or work.dtype).itemsize) + has_latent * 2 * latent * size
-    total += op.returns_z * latent * size
-    if work.backward:
-        total += has_data * data * size + has_latent * 2 * latent * size + op.returns_z * latent * size
-    return total
+    data, latent = _elements(work)
+    size, target = work.dtype.itemsize, (work.target or work.dtype).itemsize
+    z = OPS[work.op].returns_z * latent * size
+    forward = data * (size + target) + 2 * latent * size + z
+    return forward + z + gradient_bytes(work) if work.backward else forward
 
 
 def gradient_bytes(work: Work) -> int:
     """Bytes of the gradients that forward + backward returns."""
-    return bytes_moved(work) - bytes_moved(work._replace(backward=False)) - _upstream_bytes(work)
+    data, latent = _elements(work)
+    return (data + 2 * latent) * work.dtype.itemsize
 
 
-def _upstream_bytes(work: Work) -> int:
-    return math.prod(work.shape) * work.dtype.itemsize if OPS[work.op].returns_z else 0
+def _elements(work: Work) -> tuple[int, int]:
+    """Of the data and of ``mu``; 0 where the op has none."""
+    op = OPS[work.op]
+    has_data, has_latent = op.inputs is not _latent, len(op.leaves) > 1
+    return has_data * math.prod(work.shape), has_latent * work.shape[0] * (work.latent or work.shape[1])

@@ -20,6 +20,7 @@ from .works import Work
 
 LATENT = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
 RECONSTRUCTION = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean", "with_gradient": True}
+ELBO = {**RECONSTRUCTION, "log_scale": True, "beta": 1.0, "free_bits": 0.0}
 
 
 def measure(work: Work, device: str, budget: float = 4.0) -> dict[str, float]:
@@ -64,9 +65,7 @@ def _primitives(choose: Callable[..., Any], work: Work, device: str) -> Callable
     def call() -> None:
         with torch.no_grad():
             run = choose(recon, target, mu, logvar)
-            _, _, _, gradient = run.elbo_forward(
-                recon, target, mu, logvar, **RECONSTRUCTION, log_scale=True, beta=1.0, free_bits=0.0
-            )
+            _, _, _, gradient = run.elbo_forward(recon, target, mu, logvar, **ELBO)
             run.rescale_(gradient, one)
             run.latent_backward(None, one, mu, logvar, None, None, None, **LATENT)
 

@@ -39,7 +39,7 @@ def load(path: Path) -> dict[str, Any]:
 def published(results: dict[str, Any]) -> list[str]:
     """Titles of the works people are shown: those of ``fastvae bench``, and every batch size of a training step."""
     titles = [work.title for work in works.short(results["hardware"]["device"]) if work.op != TRAINING]
-    titles += [row["work"] for row in results["rows"] if row["op"] == TRAINING]
+    titles += [work["work"] for work in results["works"] if work["op"] == TRAINING]
     return [title for title in dict.fromkeys(titles) if results["default"] in by_work(results).get(title, {})]
 
 

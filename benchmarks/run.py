@@ -8,15 +8,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from . import bars, suite, table, works
-from .command import check_writable, measure, save
+from .command import check_writable, save
 from .hardware import checkout
-from .works import Work
 
 
 def slug(results: dict[str, Any]) -> str:
@@ -24,21 +22,15 @@ def slug(results: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", results["hardware"]["name"].lower()).strip("-")
 
 
-def main(
-    device: str = "cpu",
-    output: Path | str | None = None,
-    chosen: Iterable[Work] | None = None,
-    budget: float = suite.BUDGET,
-) -> Path:
-    """Measure the ``chosen`` works (all) and the bars, print both, write ``output`` and return where that is.
+def main(device: str = "cpu", output: Path | None = None) -> Path:
+    """Measure all works and the bars, print both, write ``output`` and return where that is.
 
     Without ``output``: ``benchmarks/results/<hardware>-<date>.json``.
     """
-    path = checkout() / "benchmarks" / "results" if output is None else Path(output)
+    path = output or checkout() / "benchmarks" / "results"
     if output is not None:
         check_writable(path)
-    kind = device.partition(":")[0]
-    results = measure(list(works.full(kind) if chosen is None else chosen), device, budget)
+    results = suite.run(works.full(device.partition(":")[0]), device)
     print("\n".join(table.lines(results)), end="\n\n")
     found = bars.every(results, device)
     print("\n".join(bars.lines(found)))

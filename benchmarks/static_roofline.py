@@ -13,6 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -23,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..kernels import triton as backend
+from ..kernels.likelihoods import LIKELIHOODS, default_number
 from ..kernels.triton import approx
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -38,7 +40,7 @@ TYPES = {
     torch.uint8: "u8",
     torch.int64: "i64",
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class Launch(NamedTuple):
@@ -170,176 +172,125 @@ def report(name: str, dtype: str, moved: int, launch: Launch, arch: int) -> Repo
     compiled = compile_for(launch, arch)
     code = instructions(compiled)
     usage = _tool("--dump-resource-usage", compiled.asm["cubin"])
-    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
+    registers, stack = (int(_number(f"{key}:", usage)) for key in ("REG", "STACK"))
     spills = sum(op.startswith(("LDL", "STL")) for _, op, _ in code)
     return Report(name, dtype, moved, hot_loop(code, moved), registers, stack, spills)
 
 
-def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+def _number(before: str, text: str) -> str:
+    """The digits that stand after the expression ``before``."""
+    found = re.search(rf"{before}(\d+)", text)
+    assert found is not None, f"no {before} in what the tool says"
+    return found[1]
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 ROWS, COLS, LATENT = 1 << 16, 784, 64
 
-
-def works(dtype: torch.dtype) -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """``(name, bytes an element, call)`` of every kernel for ``dtype``."""
-    size = dtype.itemsize
-    recon = _meta(ROWS, COLS, dtype=dtype)
-    upstream, per_row = _meta(dtype=torch.float32), _meta(ROWS, dtype=torch.float32)
-    for likelihood, parameter in (
-        ("bernoulli_logits", 0.0),
-        ("bernoulli_probs", 1e-8),
-        ("bernoulli_probs_log_clamped", 0.0),
-        ("continuous_bernoulli_logits", 0.0),
-        ("gaussian", 1.0),
-        ("mse", 0.0),
-        ("l1", 0.0),
-    ):
-        for target_type in (dtype, torch.uint8):
-            target = _meta(ROWS, COLS, dtype=target_type)
-            read, of = size + target_type.itemsize, " uint8" if target_type == torch.uint8 else ""
-            options = {"likelihood": likelihood, "parameter": parameter}
-
-            def forward(reduction: str, gradient: bool, target: Any = target, options: Any = options) -> object:
-                return backend.reconstruction_forward(
-                    recon, target, **options, reduction=reduction, with_gradient=gradient
-                )
-
-            yield f"{likelihood}{of} one pass", read + size, lambda f=forward: f("batchmean", True)  # type: ignore[misc]
-            if of:
-                continue
-            yield f"{likelihood} total", read, lambda f=forward: f("batchmean", False)  # type: ignore[misc]
-            yield f"{likelihood} by example", read, lambda f=forward: f("example", False)  # type: ignore[misc]
-            yield f"{likelihood} elementwise", read + size, lambda f=forward: f("none", False)  # type: ignore[misc]
-            for reduction, grad, moved in (
-                ("example", per_row, read + size),
-                ("none", recon, read + 2 * size),
-            ):
-                yield (
-                    f"{likelihood} backward {reduction}",
-                    moved,
-                    lambda g=grad, t=target, o=options, r=reduction: backend.reconstruction_backward(  # type: ignore[misc]
-                        g, recon, t, **o, reduction=r
-                    ),
-                )
-    mu = _meta(ROWS, 20, dtype=dtype)
-    elbo: dict[str, Any] = {"likelihood": "bernoulli_logits", "parameter": 0.0, "log_scale": True, "beta": 1.0}
-    elbo |= {"free_bits": 0.0, "with_gradient": True}
-    yield "ELBO one pass", 3 * size, lambda: backend.elbo_forward(recon, recon, mu, mu, **elbo, reduction="batchmean")
-    yield "rescale", 2 * size, lambda: backend.rescale_(recon, upstream)
-    yield from _latent_works(dtype, upstream, per_row)
+#: name, bytes an element, and the call of the backend that launches the kernel
+Work = tuple[str, int, Callable[[], object]]
 
 
-def _latent_works(
-    dtype: torch.dtype, upstream: torch.Tensor, per_row: torch.Tensor
-) -> Iterator[tuple[str, int, Callable[[], object]]]:
-    size = dtype.itemsize
-    mu = _meta(ROWS * 16, LATENT, dtype=dtype)
-    half = _meta(ROWS * 16, 2 * LATENT, dtype=dtype)[:, :LATENT]
-    seed = _meta(1, dtype=torch.int64)
-    for log_scale in (True, False):
-        of = "" if log_scale else " std"
-        base: dict[str, Any] = {"log_scale": log_scale, "samples": 0, "free_bits": 0.0}
+def works(dtype: torch.dtype) -> Iterator[Work]:
+    """Every kernel for ``dtype``."""
+    for likelihood in LIKELIHOODS:
+        yield from _reconstruction_works(likelihood, dtype)
+    size, recon, mu = dtype.itemsize, _meta(ROWS, COLS, dtype=dtype), _meta(ROWS, 20, dtype=dtype)
+    elbo = partial(backend.elbo_forward, likelihood="bernoulli_logits", parameter=0.0, log_scale=True, beta=1.0)
+    options: dict[str, Any] = {"free_bits": 0.0, "with_gradient": True, "reduction": "batchmean"}
+    yield "ELBO one pass", 3 * size, partial(elbo, recon, recon, mu, mu, **options)
+    yield "rescale", 2 * size, partial(backend.rescale_, recon, _meta())
+    yield from _latent_works(dtype)
 
-        def forward(reduction: str, seed: Any = None, mu: Any = mu, base: Any = base, **changed: Any) -> object:
-            prior = changed.pop("prior", None)
-            return backend.latent_forward(mu, mu, seed, prior, prior, **{**base, "reduction": reduction, **changed})
 
-        def backward(g: Any, c: Any, reduction: str, base: Any = base, **changed: Any) -> object:
-            prior, seed_given = changed.pop("prior", None), seed if g is not None else None
-            return backend.latent_backward(
-                g, c, mu, mu, seed_given, prior, prior, **{**base, "reduction": reduction, **changed}
-            )
+def _reconstruction_works(likelihood: str, dtype: torch.dtype) -> Iterator[Work]:
+    size, recon, pixels = dtype.itemsize, _meta(ROWS, COLS, dtype=dtype), _meta(ROWS, COLS, dtype=torch.uint8)
+    options: dict[str, Any] = {"likelihood": likelihood, "parameter": default_number(likelihood)}
+    forward = partial(backend.reconstruction_forward, recon, **options)
+    for of, target in (("", recon), (" uint8", pixels)):
+        one_pass = partial(forward, target, reduction="batchmean", with_gradient=True)
+        yield f"{likelihood}{of} one pass", 2 * size + target.itemsize, one_pass
+    for name, reduction, moved in (("total", "batchmean", 2), ("by example", "example", 2), ("elementwise", "none", 3)):
+        call = partial(forward, recon, reduction=reduction, with_gradient=False)
+        yield f"{likelihood} {name}", moved * size, call
+    for reduction, grad, moved in (("example", _meta(ROWS), 3), ("none", recon, 4)):
+        call = partial(backend.reconstruction_backward, grad, recon, recon, reduction=reduction, **options)
+        yield f"{likelihood} backward {reduction}", moved * size, call
 
-        yield f"sample{of}", 3 * size, lambda f=forward: f("", seed)  # type: ignore[misc]
-        yield f"sample+KL{of}", 3 * size, lambda f=forward: f("batchmean", seed)  # type: ignore[misc]
-        yield f"KL{of} total", 2 * size, lambda f=forward: f("batchmean")  # type: ignore[misc]
+
+def _latent_works(dtype: torch.dtype) -> Iterator[Work]:
+    size, rows = dtype.itemsize, ROWS * 16
+    whole, strided = _meta(rows, LATENT, dtype=dtype), _meta(rows, 2 * LATENT, dtype=dtype)[:, :LATENT]
+    seed, one, per_row = _meta(1, dtype=torch.int64), _meta(), _meta(rows)
+
+    def forward(
+        seed: Any, reduction: str, *, mu: Any = whole, prior: Any = None, **changed: Any
+    ) -> Callable[[], object]:
+        options = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": reduction, **changed}
+        return partial(backend.latent_forward, mu, mu, seed, prior, prior, **options)
+
+    def backward(
+        grad_z: Any, grad_kl: Any, reduction: str, *, prior: Any = None, **changed: Any
+    ) -> Callable[[], object]:
+        options = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": reduction, **changed}
+        drawn = None if grad_z is None else seed
+        return partial(backend.latent_backward, grad_z, grad_kl, whole, whole, drawn, prior, prior, **options)
+
+    for of, log_scale in (("", True), (" std", False)):
+        yield f"sample{of}", 3 * size, forward(seed, "", log_scale=log_scale)
+        yield f"sample+KL{of}", 3 * size, forward(seed, "batchmean", log_scale=log_scale)
+        yield f"KL{of} total", 2 * size, forward(None, "batchmean", log_scale=log_scale)
         # the gradient of mu is that of z: mu is not read, nor is std
-        yield f"sample{of} backward", (4 if log_scale else 3) * size, lambda b=backward: b(mu, None, "")  # type: ignore[misc]
-        yield f"sample+KL{of} backward", 5 * size, lambda b=backward: b(mu, upstream, "batchmean")  # type: ignore[misc]
-        yield f"KL{of} backward", 4 * size, lambda b=backward: b(None, upstream, "batchmean")  # type: ignore[misc]
-    yield "sample strided", 3 * size, lambda: forward("", seed, half, {**base, "log_scale": True})
-    yield "KL by example", 2 * size, lambda: forward("example", log_scale=True)
-    yield "KL elementwise", 3 * size, lambda: forward("none", log_scale=True)
-    yield "KL free bits", 2 * size, lambda: forward("batchmean", log_scale=True, free_bits=0.5)
-    yield "KL prior", 4 * size, lambda: forward("batchmean", log_scale=True, prior=mu)
-    yield "KL prior backward", 8 * size, lambda: backward(None, upstream, "batchmean", log_scale=True, prior=mu)
-    yield "KL backward by example", 4 * size, lambda: backward(None, per_row.repeat(16), "example", log_scale=True)
+        yield f"sample{of} backward", (3 + log_scale) * size, backward(whole, None, "", log_scale=log_scale)
+        yield f"sample+KL{of} backward", 5 * size, backward(whole, one, "batchmean", log_scale=log_scale)
+        yield f"KL{of} backward", 4 * size, backward(None, one, "batchmean", log_scale=log_scale)
+    yield "sample strided", 3 * size, forward(seed, "", mu=strided)
+    yield "KL by example", 2 * size, forward(None, "example")
+    yield "KL elementwise", 3 * size, forward(None, "none")
+    yield "KL free bits", 2 * size, forward(None, "batchmean", free_bits=0.5)
+    yield "KL prior", 4 * size, forward(None, "batchmean", prior=whole)
+    yield "KL prior backward", 8 * size, backward(None, one, "batchmean", prior=whole)
+    yield "KL backward by example", 4 * size, backward(None, per_row, "example")
 
 
 def reports(dtype: str, arch: int, chosen: Callable[[str], bool]) -> Iterator[Report]:
     """A report for each kernel of a chosen name."""
-    for name, moved, call in works(DTYPES[dtype]):
+    for name, moved, call in works(getattr(torch, dtype)):
         if chosen(name):
             yield report(name, dtype, moved, record(call)[0], arch)
 
 
-def amd_row(name: str, dtype: str, launch: Launch, arch: str) -> tuple[object, ...]:
-    """Kernel, dtype, registers, stack, spills, accesses: of the assembly for an AMD GPU, which is not counted."""
-    assembly = compile_for(launch, arch).asm["amdgcn"]
-    registers, stack, spills = (
-        int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])  # type: ignore[index]
-        for key in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
-    )
-    return (
-        name,
-        dtype,
-        registers,
-        stack,
-        spills,
-        " ".join(sorted(set(re.findall(r"global_(?:load|store)_\w+", assembly)))),
-    )
-
-
-AMD_HEADER = ("kernel", "dtype", "regs", "stack", "spills", "global accesses")
-HEADER = (
-    "kernel",
-    "dtype",
-    "B",
-    "instr",
-    "instr/B",
-    "MUFU",
-    "regs",
-    "stack",
-    "spills",
-    "global accesses",
-    "bound on an H200",
-)
-
-
-def _table_start(header: tuple[str, ...]) -> str:
-    return "| " + " | ".join(header) + " |\n|" + " --- |" * len(header)
-
-
-def _table_row(row: tuple[object, ...]) -> str:
-    return "| " + " | ".join(map(str, row)) + " |"
-
-
-def nvidia(dtypes: list[str], arch: int, only: str) -> None:
-    """Print the table of an NVIDIA architecture."""
-    print(_table_start(HEADER))
+def nvidia(dtypes: list[str], arch: int, only: str) -> Iterator[str]:
+    """The table of an NVIDIA architecture."""
+    yield "| kernel | dtype | B | instr | instr/B | MUFU | regs | stack | spills | global accesses | bound on an H200 |"
+    yield "|" + " --- |" * 11
     seen: collections.Counter[str] = collections.Counter()
     for dtype in dtypes:
         for r in reports(dtype, arch, lambda name: only in name):
-            row = (
-                r.name, r.dtype, r.bytes, f"{r.loop.instructions:.1f}", f"{r.loop.instructions / r.bytes:.1f}",
-                f"{r.loop.mufu:.1f}", r.registers, r.stack, r.spills, " ".join(r.loop.widths), r.bound,
-            )  # fmt: skip
-            print(_table_row(row), flush=True)
+            count, mufu = f"{r.loop.instructions:.1f} | {r.loop.instructions / r.bytes:.1f}", f"{r.loop.mufu:.1f}"
+            usage = f"{r.registers} | {r.stack} | {r.spills} | {' '.join(r.loop.widths)}"
+            yield f"| {r.name} | {r.dtype} | {r.bytes} | {count} | {mufu} | {usage} | {r.bound} |"
             seen[r.bound.split()[0]] += 1
-    print(f"\nTriton {triton.__version__}, sm_{arch}: " + ", ".join(f"{n} bound by {b}" for b, n in seen.items()))
+    yield f"\nTriton {triton.__version__}, sm_{arch}: " + ", ".join(f"{n} bound by {b}" for b, n in seen.items())
 
 
-def amd(dtypes: list[str], arch: str, only: str) -> None:
-    """Print the table of an AMD architecture."""
+def amd(dtypes: list[str], arch: str, only: str) -> Iterator[str]:
+    """The table of an AMD architecture, whose instructions are not counted."""
     approx.PTX.value = False
-    print(_table_start(AMD_HEADER))
+    yield "| kernel | dtype | regs | stack | spills | global accesses |"
+    yield "|" + " --- |" * 6
     for dtype in dtypes:
-        for name, _, call in works(DTYPES[dtype]):
+        for name, _, call in works(getattr(torch, dtype)):
             if only in name:
-                print(_table_row(amd_row(name, dtype, record(call)[0], arch)), flush=True)
-    print(f"\nTriton {triton.__version__}, {arch}")
+                assembly = compile_for(record(call)[0], arch).asm["amdgcn"]
+                keys = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
+                usage = " | ".join(_number(rf"\.{key}:\s+", assembly) for key in keys)
+                accesses = " ".join(sorted(set(re.findall(r"global_(?:load|store)_\w+", assembly))))
+                yield f"| {name} | {dtype} | {usage} | {accesses} |"
+    yield f"\nTriton {triton.__version__}, {arch}"
 
 
 def main() -> None:
@@ -350,10 +301,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     args = parser.parse_args()
     dtypes = args.dtype or ["float32", "bfloat16"]
-    if args.arch.startswith("gfx"):
-        amd(dtypes, args.arch, args.only)
-    else:
-        nvidia(dtypes, int(args.arch), args.only)
+    is_amd = args.arch.startswith("gfx")
+    for line in amd(dtypes, args.arch, args.only) if is_amd else nvidia(dtypes, int(args.arch), args.only):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

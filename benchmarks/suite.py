@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..registry import backend_name
-from . import bandwidth, hardware
+from . import hardware
 from .contenders import FLOOR, contenders, ours
-from .memory import peak_extra_bytes
+from .memory import bandwidth, peak_extra_bytes
 from .ops import bytes_moved
 from .timing import interleaved, median, quartiles
 from .works import Work
 
-SCHEMA = 1
+SCHEMA = 2
 BUDGET = 4.0  # seconds of timing a work
 
 Row = dict[str, Any]
 
 
-def run(
-    works: Iterable[Work], device: str, *, budget: float = BUDGET, progress: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
-    """Origin, bandwidth and one row for each work and contender. ``progress`` gets the title of each work before it."""
+def run(works: Iterable[Work], device: str, budget: float = BUDGET) -> dict[str, Any]:
+    """Origin, bandwidth, and what was measured of each work, under a progress bar."""
     others = hardware.Others()
-    progress("memory bandwidth")
-    speeds = bandwidth.measure(device)
-    rows: list[Row] = []
-    for work in works:
-        progress(work.title)
-        rows += measure(work, device, speeds["copy"], budget)
+    speeds = bandwidth(device)
+    measured = []
+    bar = tqdm(works, unit="work", disable=None, leave=False)
+    for work in bar:
+        bar.set_description(work.title)
+        measured.append(measure(work, device, speeds["copy"], budget))
     return {
         "schema": SCHEMA,
         **hardware.origin(device),
         "default": ours(backend_name(torch.device(device).type)),
         "others": others.cores(),
         "bandwidth": {name: round(speed / 1e9, 2) for name, speed in speeds.items()},
-        "rows": rows,
+        "works": measured,
     }
 
 
-def measure(work: Work, device: str, copy_speed: float, budget: float = BUDGET) -> list[Row]:
-    """One row a contender; those that cannot run have ``skipped`` instead of numbers."""
-    return [row for row, _ in readings(work, device, copy_speed, budget).values()]
+def measure(work: Work, device: str, copy_speed: float, budget: float = BUDGET) -> dict[str, Any]:
+    """What the work is and a row for each contender; those that cannot run have ``skipped`` instead of numbers."""
+    rows = {name: row for name, (row, _) in readings(work, device, copy_speed, budget).items()}
+    return description(work) | {"contenders": rows}
 
 
 def readings(
@@ -58,25 +58,19 @@ def readings(
     times = interleaved(calls, kind, budget=budget, context=lambda name: by_name[name].context())
     rows = {}
     for name, contender in by_name.items():
-        row = description(work, name) | timed(times[name], work, copy_speed)
+        row = timed(times[name], work, copy_speed)
         if name != FLOOR:
             with contender.context():
                 row["peak_extra_bytes"] = peak_extra_bytes(contender.call, kind)
         rows[name] = row, times[name]
     empty: list[float] = []
-    return rows | {name: (description(work, name) | {"skipped": reason}, empty) for name, reason in skipped.items()}
+    return rows | {name: ({"skipped": reason}, empty) for name, reason in skipped.items()}
 
 
-def description(work: Work, contender: str) -> Row:
-    """Which row of which table this is."""
-    return {
-        "work": work.title,
-        "op": work.op,
-        "size": work.size,
-        "types": work.types,
-        "direction": work.direction,
-        "contender": contender,
-    }
+def description(work: Work) -> dict[str, Any]:
+    """The work for people, and the bytes it must move where it is about bytes."""
+    fields = {"work": work.title, "op": work.op, "size": work.size, "types": work.types, "direction": work.direction}
+    return fields | ({"bytes": bytes_moved(work)} if bytes_moved(work) else {})
 
 
 def timed(times: list[float], work: Work, copy_speed: float) -> Row:
@@ -86,9 +80,5 @@ def timed(times: list[float], work: Work, copy_speed: float) -> Row:
     row: Row = {"median_s": seconds, "quartiles_s": [low, high], "rounds": len(times)}
     if total:
         speed = total / seconds
-        row |= {
-            "bytes": total,
-            "gb_per_s": round(speed / 1e9, 3),
-            "share_of_copy": round(speed / copy_speed, 4),
-        }
+        row |= {"gb_per_s": round(speed / 1e9, 3), "share_of_copy": round(speed / copy_speed, 4)}
     return row

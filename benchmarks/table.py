@@ -14,12 +14,10 @@ Rows = dict[str, dict[str, Any]]  # of one work, by contender
 
 def by_work(results: dict[str, Any]) -> dict[str, Rows]:
     """The rows that have numbers, by work and contender."""
-    table: dict[str, Rows] = {}
-    for row in results["rows"]:
-        table.setdefault(row["work"], {})
-        if "skipped" not in row:
-            table[row["work"]][row["contender"]] = row
-    return table
+    return {
+        work["work"]: {name: row for name, row in work["contenders"].items() if "skipped" not in row}
+        for work in results["works"]
+    }
 
 
 def ratio(rows: Rows, slow: str, fast: str) -> float | None:
@@ -95,6 +93,5 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "vs eager, vs compile: how many times longer they take. vs floor: our time over that of the plainest loop"
     yield "that moves the bytes that must move. Contenders took turns; medians."
-    yield from sorted(
-        {f"{row['contender']} was skipped: {row['skipped']}" for row in results["rows"] if "skipped" in row}
-    )
+    rows = [pair for work in results["works"] for pair in work["contenders"].items()]
+    yield from sorted({f"{name} was skipped: {row['skipped']}" for name, row in rows if "skipped" in row})

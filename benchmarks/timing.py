@@ -1,16 +1,17 @@
 """The clocks. Contenders take turns, so that a machine that is busy for a second is so for all of them; medians.
 
-On a CPU: ``perf_counter`` around a burst of calls. On a GPU: CUDA events around it, inputs rotated by the caller.
+On a CPU: ``timeit`` of a burst of calls, without garbage collection. On a GPU: CUDA events around it, inputs rotated
+by the caller.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+import timeit
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,15 +35,11 @@ def burst(call: Call, count: int, kind: str) -> float:
     if kind == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        for _ in range(count):
-            call()
+        timeit.timeit(call, number=count)
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / count
-    begin = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - begin) / count
+    return timeit.timeit(call, number=count) / count
 
 
 def burst_sizes(call: Call, kind: str) -> tuple[int, int]:
@@ -74,28 +71,14 @@ def interleaved(
         with context(name):
             sizes[name] = burst_sizes(call, kind)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    with no_garbage_collection():
-        end = time.perf_counter() + budget
-        for done in range(MAX_ROUNDS):
-            if done >= MIN_ROUNDS and time.perf_counter() > end:
-                break
-            for name, call in calls.items():
-                with context(name):
-                    timed, untimed = sizes[name]
-                    for _ in range(untimed):
-                        call()
-                    times[name].append(burst(call, timed, kind))
+    end = time.perf_counter() + budget
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            with context(name):
+                timed, untimed = sizes[name]
+                for _ in range(untimed):
+                    call()
+                times[name].append(burst(call, timed, kind))
     return times
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """As ``timeit``: a collection in one contender's turn is not its cost."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

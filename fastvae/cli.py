@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .benchmarks import command as bench_command
 from .errors import UserError
 
 if TYPE_CHECKING:
     from .train.config import Config
     from .train.loop import Trainer
 INTERRUPTED = 130
+DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda where there is one)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model and write a report")
     _add_config(train)
-    train.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
+    train.add_argument("--device", default="auto", help=DEVICE_HELP)
     train.add_argument("--backend", help="kernel backend (default: the best for the device; see fastvae info)")
     train.add_argument(
         "--output", type=Path, default=Path("runs/train"), metavar="FOLDER", help="(default: runs/train)"
@@ -56,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=run_sample)
 
     bench = commands.add_parser("bench", help="time the ops on this machine against eager PyTorch and torch.compile")
-    bench_command.add_arguments(bench)
+    bench.add_argument("--output", type=Path, metavar="FILE.json", help="save every number here")
+    bench.add_argument("--device", default="auto", help=DEVICE_HELP)
+    bench.add_argument("--full", action="store_true", help="every op, shape, dtype and direction: 10 minutes and more")
+    bench.add_argument("--only", default="", metavar="TEXT", help="works with this in their name, such as elbo_loss")
     bench.set_defaults(run=run_bench)
 
     info = commands.add_parser("info", help="versions, devices, backends, and why a backend is missing")
@@ -211,20 +214,15 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     config, folder = trainer.config, trainer.folder
     if trainer.epoch >= config.epochs:
         print(f"{folder} already has its {config.epochs} epochs; give more with --epochs")
-    size = len(trainer.train.images)
-    bar = _Bar(config, size)
     try:
-        trainer.fit(bar)
+        _fit(trainer)
     except KeyboardInterrupt:
-        bar.close()
         print(
             f"interrupted: the checkpoint of epoch {trainer.epoch} is in {folder}; "
             f"continue with\n  fastvae train --resume --output {folder}",
             file=sys.stderr,
         )
         raise
-    finally:
-        bar.close()
     model, state = load_model(folder, str(trainer.device))
     pictures = plots.draw_all(folder, model, trainer.data, state["history"], state["config"])
     path = report.write(folder, state, pictures, sum(p.numel() for p in model.parameters()))
@@ -236,26 +234,20 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-class _Bar:
-    """A progress bar over the examples of all epochs: the ELBO, its terms and examples a second."""
+def _fit(trainer: Trainer) -> None:
+    """Train under a progress bar over the examples of all epochs: the ELBO, its terms and examples a second."""
+    from tqdm import tqdm
 
-    def __init__(self, config: Config, size: int):
-        from tqdm import tqdm
+    config, size = trainer.config, len(trainer.train.images)
+    with tqdm(total=config.epochs * size, unit="ex", unit_scale=True, disable=None, mininterval=0.2) as bar:
 
-        self.size, self.config = size, config
-        self.bar = tqdm(
-            total=config.epochs * size, unit="ex", unit_scale=True, disable=None, leave=True, mininterval=0.2
-        )
+        def progress(epoch: int, examples: int, numbers: dict[str, float]) -> None:
+            bar.set_description(f"{config.model} epoch {epoch}/{config.epochs}", refresh=False)
+            terms = f"ELBO {-numbers['loss']:.2f} = -({numbers['reconstruction']:.2f} + {numbers['kl']:.2f})"
+            bar.set_postfix_str(terms, refresh=False)
+            bar.update((epoch - 1) * size + examples - bar.n)
 
-    def __call__(self, epoch: int, examples: int, numbers: dict[str, float]) -> None:
-        self.bar.set_description(f"{self.config.model} epoch {epoch}/{self.config.epochs}", refresh=False)
-        terms = f"ELBO {-numbers['loss']:.2f} = -({numbers['reconstruction']:.2f} + {numbers['kl']:.2f})"
-        self.bar.set_postfix_str(terms, refresh=False)
-        self.bar.update((epoch - 1) * self.size + examples - self.bar.n)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self.bar.close()
+        trainer.fit(progress)
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -314,7 +306,9 @@ def run_sample(options: argparse.Namespace) -> None:
 
 def run_bench(options: argparse.Namespace) -> None:
     """``fastvae bench``."""
-    bench_command.run(options, _device(options.device))
+    from .benchmarks import command
+
+    command.run(options, _device(options.device))
 
 
 def run_info(_: argparse.Namespace) -> None:

@@ -166,13 +166,14 @@ def test_who_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    rows = suite.measure(SMALL, "cpu", copy_speed=1e9, budget=0)
-    skipped = {row["contender"]: row["skipped"] for row in rows if "skipped" in row}
+    measured = suite.measure(SMALL, "cpu", copy_speed=1e9, budget=0)
+    rows = measured["contenders"]
+    skipped = {name: row["skipped"] for name, row in rows.items() if "skipped" in row}
     assert skipped == {"torch.compile": "no C++ compiler"}
-    assert {row["contender"] for row in rows} == set(contenders.names(SMALL, "cpu"))
-    for row in rows:
+    assert rows.keys() == set(contenders.names(SMALL, "cpu"))
+    for row in rows.values():
         if "skipped" not in row:
-            assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["median_s"] / 1e9, rel=0.1, abs=1e-3)
+            assert row["gb_per_s"] == pytest.approx(measured["bytes"] / row["median_s"] / 1e9, rel=0.1, abs=1e-3)
 
 
 def test_origin_names_no_host() -> None:
@@ -196,7 +197,8 @@ def test_command(measured: tuple[str, Path]) -> None:
     assert "elbo_loss · 128×784, latent 20 · float32 · forward + backward" in stdout
     assert "torch.compile was skipped: TORCH_COMPILE_DISABLE is set" in stdout
     assert str(path) in stdout
-    rows = {row["contender"]: row for row in results["rows"]}
+    (work,) = results["works"]
+    rows = work["contenders"]
     assert {"eager", "eager, probabilities", "torch.compile", FAST, "3-stream loop"} <= rows.keys()
     assert results["default"] == FAST
     assert rows[FAST]["median_s"] > 0
@@ -235,7 +237,7 @@ def test_pytest_benchmark_rows(tmp_path: Path) -> None:
     assert sorted(row["name"] for row in report["benchmarks"]) == ["eager", FAST]
     for row in report["benchmarks"]:
         assert row["group"] == f"cpu · {work.title}"
-        assert row["extra_info"]["contender"] == row["name"]
+        assert row["extra_info"]["work"] == work.title
         assert row["extra_info"]["peak_extra_bytes"] > 0
         assert row["stats"]["median"] == pytest.approx(row["extra_info"]["median_s"])
     assert len({row["stats"]["rounds"] for row in report["benchmarks"]}) == 1, "they took turns"
@@ -262,11 +264,12 @@ def test_examples_of_the_short_table() -> None:
 
 def made_up(seconds: dict[str, float]) -> dict[str, Any]:
     """Results in which every work of the bars takes ``seconds``, by contender."""
-    rows = []
+    measured = []
     for work, *_ in bars.SPEED:
-        for name, value in seconds.items():
-            timed = suite.timed([value] * 3, work, copy_speed=40e9)
-            rows.append(suite.description(work, name) | timed | {"peak_extra_bytes": 0})
+        rows = {name: suite.timed([value] * 3, work, copy_speed=40e9) for name, value in seconds.items()}
+        for row in rows.values():
+            row["peak_extra_bytes"] = 0
+        measured.append(suite.description(work) | {"contenders": rows})
     return {
         "schema": suite.SCHEMA,
         **hardware.origin("cpu"),
@@ -275,7 +278,7 @@ def made_up(seconds: dict[str, float]) -> dict[str, Any]:
         "threads": 2,
         "others": 0.1,
         "bandwidth": {"copy": 40.0, "three_stream": 42.0},
-        "rows": rows,
+        "works": measured,
     }
 
 
@@ -297,10 +300,10 @@ def test_bars_can_be_missed() -> None:
 def test_memory_bar() -> None:
     results = made_up({FAST: 1.0})
     gradient = ops.gradient_bytes(bars.LOGITS)
-    for row in results["rows"]:
-        row["peak_extra_bytes"] = gradient + 65_536 if row["work"] == bars.LOGITS.title else 0
+    rows = {work["work"]: work["contenders"][FAST] for work in results["works"]}
+    rows[bars.LOGITS.title]["peak_extra_bytes"] = gradient + 65_536
     assert all(bar.passed for bar in bars.memory(results))
-    results["rows"][0]["peak_extra_bytes"] = 2 * gradient
+    rows[bars.LOGITS.title]["peak_extra_bytes"] = 2 * gradient
     assert [bar.passed for bar in bars.memory(results)].count(False) == 1
 
 

@@ -20,14 +20,7 @@ from ..errors import UserError
 
 FILE = "checkpoint.safetensors"
 FORMAT = "fastvae training checkpoint 1"
-STATE: dict[str, type] = {
-    "config": dict,
-    "model_config": dict,
-    "history": list,
-    "scaler": dict,
-    "data": str,
-    "environment": dict,
-}
+STATE = {"config": dict, "model_config": dict, "history": list, "scaler": dict, "data": str, "environment": dict}
 
 
 class Checkpoint(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -24,8 +24,12 @@ def _hidden(model: str) -> int:
     return width
 
 
+def _hidden_widths() -> str:
+    return ", ".join(f"{model} {_hidden(model)}" for model in MODELS)
+
+
 def _option(default: Any, help: str, **more: Any) -> Any:
-    """A field with its help; ``choices`` and ``metavar`` as in argparse."""
+    """A field with its help; ``choices`` and ``metavar`` as in argparse, ``low`` the least an integer may be."""
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -41,20 +45,18 @@ class Config:
     """
 
     model: str = _option("vae", "network", choices=tuple(MODELS))
-    latent: int = _option(20, "elements of z", metavar="N")
-    hidden: int = _option(
-        None, f"width of hidden layers (default: {', '.join(f'{m} {_hidden(m)}' for m in MODELS)})", metavar="N"
-    )
+    latent: int = _option(20, "elements of z", metavar="N", low=1)
+    hidden: int = _option(None, f"width of hidden layers (default: {_hidden_widths()})", metavar="N", low=1)
     likelihood: str = _option("bernoulli_logits", "reconstruction term", choices=LIKELIHOODS)
     beta: float = _option(1.0, "weight of the KL", metavar="WEIGHT")
-    beta_warmup: int = _option(0, "raise beta from 0 over this many epochs", metavar="EPOCHS")
+    beta_warmup: int = _option(0, "raise beta from 0 over this many epochs", metavar="EPOCHS", low=0)
     free_bits: float = _option(0.0, "least KL of each latent element", metavar="NATS")
     denoise: float = _option(0.0, "salt and pepper on this share of input pixels", metavar="SHARE")
-    batch_size: int = _option(128, "examples a step", metavar="N")
-    epochs: int = _option(10, "passes over the data", metavar="N")
+    batch_size: int = _option(128, "examples a step", metavar="N", low=1)
+    epochs: int = _option(10, "passes over the data", metavar="N", low=1)
     learning_rate: float = _option(1e-3, "of Adam", metavar="RATE")
     precision: str = _option("fp32", "autocast", choices=tuple(PRECISIONS))
-    seed: int = _option(0, "of everything random", metavar="N")
+    seed: int = _option(0, "of everything random", metavar="N", low=0)
     data: str = _option("mnist5k", "data set of an installed package", choices=SOURCES)
     data_root: str | None = _option(None, "folder of MNIST-style IDX files, instead of --data", metavar="FOLDER")
 
@@ -66,26 +68,14 @@ class Config:
 
     def check(self) -> None:
         """Raise a :class:`UserError` for the first value that cannot be."""
-        for name, choices in (
-            ("model", MODELS),
-            ("likelihood", LIKELIHOODS),
-            ("precision", PRECISIONS),
-            ("data", SOURCES),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)}")
-        for name, low in (
-            ("latent", 1),
-            ("hidden", 1),
-            ("batch_size", 1),
-            ("epochs", 1),
-            ("beta_warmup", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < low:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
-            if getattr(self, name) > LARGEST:
-                raise UserError(f"--{name.replace('_', '-')} must be at most {LARGEST}, got {getattr(self, name)}")
+        for option in fields(self):
+            name, value, limits = option.name.replace("_", "-"), getattr(self, option.name), option.metadata
+            if "choices" in limits and value not in limits["choices"]:
+                raise UserError(f"--{name} must be one of {', '.join(limits['choices'])}, got {value}")
+            if "low" in limits and value < limits["low"]:
+                raise UserError(f"--{name} must be at least {limits['low']}, got {value}")
+            if "low" in limits and value > LARGEST:
+                raise UserError(f"--{name} must be at most {LARGEST}, got {value}")
         for name in ("beta", "free_bits"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")

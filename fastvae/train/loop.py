@@ -28,17 +28,9 @@ from .config import PRECISIONS, Config
 from .data import Data, Split, batches, load
 
 TEST_BATCH = 1000
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_reconstruction",
-    "train_kl",
-    "test_loss",
-    "test_reconstruction",
-    "test_kl",
-    "beta",
-    "examples_per_second",
-)
+TERMS = ("loss", "reconstruction", "kl")
+COLUMNS = ("epoch", *(f"{split}_{t}" for split in ("train", "test") for t in TERMS), "beta", "examples_per_second")
+Progress = Callable[[int, int, dict[str, float]], None]
 
 
 def make_model(config: Config, data: Data, device: torch.device | str = "cpu") -> Model:
@@ -47,12 +39,8 @@ def make_model(config: Config, data: Data, device: torch.device | str = "cpu") -
     Raises:
         UserError: the memory of the device cannot hold it.
     """
-    options: dict[str, Any] = {
-        "data_shape": data.shape,
-        "latent": config.latent,
-        "hidden": config.hidden,
-        "likelihood": config.likelihood,
-    }
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("latent", "hidden", "likelihood")}
+    options["data_shape"] = data.shape
     if config.model == "cvae":
         options["classes"] = data.classes
     asked = f"--latent {config.latent} and --hidden {config.hidden} make a model too large"
@@ -104,7 +92,7 @@ class Trainer:
         """Epochs completed."""
         return len(self.history)
 
-    def fit(self, progress: Callable[[int, int, dict[str, float]], None] = lambda *_: None) -> None:
+    def fit(self, progress: Progress = lambda *_: None) -> None:
         """Train until ``config.epochs`` are complete, with a checkpoint after each.
 
         ``progress(epoch, examples, numbers)`` is called about ten times a second.
@@ -116,29 +104,22 @@ class Trainer:
         for epoch in range(self.epoch, self.config.epochs):
             train, rate = self._train_epoch(epoch, progress)
             test = self.evaluate()
-            row: dict[str, float] = {"epoch": epoch + 1}
-            row |= {f"train_{name}": value for name, value in train.items()}
-            row |= {f"test_{name}": value for name, value in test.items()}
-            self.history.append({**row, "beta": self._beta(epoch, 1.0), "examples_per_second": rate})
+            row = (epoch + 1, *train.values(), *test.values(), self._beta(epoch, 1.0), rate)
+            self.history.append(dict(zip(COLUMNS, row, strict=True)))
             self.save()
 
     def _beta(self, epoch: int, part: float) -> float:
         warmup = self.config.beta_warmup
         return self.config.beta * min(1.0, (epoch + part) / warmup) if warmup else self.config.beta
 
-    def _autocast(self) -> torch.autocast:
-        dtype = PRECISIONS[self.config.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-
-    def _loss(self, batch: Split, beta: float | Tensor) -> Any:
+    def _loss(self, batch: Split, beta: float | Tensor = 1.0, free_bits: float = 0.0) -> Any:
         y = batch.labels if self.model.conditional else None
         noisy = salt_and_pepper(batch.images, self.config.denoise) if self.config.denoise else batch.images
-        with self._autocast():
-            return self.model.loss(noisy, y, target=batch.images, beta=beta, free_bits=self.config.free_bits)
+        dtype = PRECISIONS[self.config.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.model.loss(noisy, y, target=batch.images, beta=beta, free_bits=free_bits)
 
-    def _train_epoch(
-        self, epoch: int, progress: Callable[[int, int, dict[str, float]], None]
-    ) -> tuple[dict[str, float], float]:
+    def _train_epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
         torch.manual_seed(_mix(self.config.seed, epoch, 0))
         order = torch.Generator().manual_seed(_mix(self.config.seed, epoch, 1))
         self.model.train()
@@ -149,7 +130,8 @@ class Trainer:
         for batch in batches(self.train, self.config.batch_size, order):
             beta.fill_(self._beta(epoch, count / total))
             self.optimizer.zero_grad(set_to_none=True)
-            out = self._loss(batch, beta if self.config.beta_warmup else self.config.beta)
+            weight = beta if self.config.beta_warmup else self.config.beta
+            out = self._loss(batch, weight, self.config.free_bits)
             self.scaler.scale(out.loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -159,7 +141,7 @@ class Trainer:
             now = time.perf_counter()
             if now - shown > 0.1 or count == total:
                 shown = now
-                progress(epoch + 1, count, _named(sums / count) | {"examples_per_second": count / (now - start)})
+                progress(epoch + 1, count, _named(sums / count))
         numbers = _named(sums / count)
         if not all(map(math.isfinite, numbers.values())):
             raise UserError(
@@ -176,11 +158,7 @@ class Trainer:
             torch.manual_seed(_mix(self.config.seed, 0, 2))
             sums = torch.zeros(3, dtype=torch.float64, device=self.device)
             for batch in batches(self.test, TEST_BATCH):
-                y = batch.labels if self.model.conditional else None
-                noisy = salt_and_pepper(batch.images, self.config.denoise) if self.config.denoise else batch.images
-                with self._autocast():
-                    out = self.model.loss(noisy, y, target=batch.images)
-                sums += torch.stack(tuple(out)) * len(batch.images)
+                sums += torch.stack(self._loss(batch)) * len(batch.images)
         return _named(sums / len(self.test.images))
 
     def save(self) -> None:
@@ -239,7 +217,7 @@ class Trainer:
 
 
 def _named(values: Tensor) -> dict[str, float]:
-    return dict(zip(("loss", "reconstruction", "kl"), values.tolist(), strict=True))
+    return dict(zip(TERMS, values.tolist(), strict=True))
 
 
 def _mix(seed: int, epoch: int, stream: int) -> int:
@@ -254,17 +232,14 @@ def environment(device: torch.device) -> dict[str, str]:
     """Where a run's numbers come from."""
     from .. import __version__
 
+    cpu = f"{torch.get_num_threads()} threads, {platform.machine()}"
     return {
         "fastvae": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_cpu()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {cpu}",
         "backend": backend_name(device.type),
     }
-
-
-def _cpu() -> str:
-    return f"{torch.get_num_threads()} threads, {platform.machine()}"
 
 
 def resumed_config(folder: Path, given: dict[str, Any]) -> Config:

@@ -96,17 +96,14 @@ def loss_curves(history: list[dict[str, float]]) -> Figure:
     return figure
 
 
-def reconstructions(model: Model, images: Tensor, labels: Tensor | None, inputs: Tensor | None = None) -> Figure:
-    """Inputs (``inputs``, if they are noisy) above the reconstructions from the mean of q(z|x)."""
-    count = min(SHOWN * 2, len(images))
-    shown = images[:count]
-    fed = shown if inputs is None else inputs[:count]
-    recon = model.reconstruct(fed, None if labels is None else labels[:count]).cpu()
-    rows = [fed.cpu().float() / 255, recon]
-    half = min(SHOWN, count)
-    pairs = torch.cat([part[start : start + half] for start in range(0, count, half) for part in rows])
-    names = ("input", "output") * (len(pairs) // (2 * half))
-    return show(tile(pairs, half), "Test images and their reconstructions", names)
+def reconstructions(model: Model, inputs: Tensor, labels: Tensor | None) -> Figure:
+    """Inputs, uint8, above the reconstructions from the mean of q(z|x)."""
+    recon = model.reconstruct(inputs, labels).cpu()
+    columns = min(SHOWN, len(recon))
+    pairs = zip((inputs.cpu().float() / 255).split(columns), recon.split(columns), strict=True)
+    rows = [part for pair in pairs for part in pair if len(part) == columns]
+    names = ("input", "output") * (len(rows) // 2)
+    return show(tile(torch.cat(rows), columns), "Test images and their reconstructions", names)
 
 
 def samples(model: Model, seed: int) -> Figure:
@@ -185,12 +182,10 @@ def draw_all(
     labels = test.labels if model.conditional else None
     torch.manual_seed(config["seed"])
     chosen = torch.randperm(len(test.images))[: SHOWN * 2]
-    images, inputs = test.images[chosen], None
-    if config["denoise"]:
-        inputs = salt_and_pepper(images, config["denoise"])
+    inputs = salt_and_pepper(test.images[chosen], config["denoise"]) if config["denoise"] else test.images[chosen]
     figures = {
         "loss_curves": loss_curves(history),
-        "reconstructions": reconstructions(model, images, None if labels is None else labels[chosen], inputs),
+        "reconstructions": reconstructions(model, inputs, None if labels is None else labels[chosen]),
         "samples": samples(model, config["seed"]),
         "latent": latent(model, test.images, test.labels),
     }

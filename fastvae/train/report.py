@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -32,18 +32,10 @@ PAGES = Environment(
 )
 
 
-class Picture(NamedTuple):
-    """A picture inside the page: ``source`` is a ``data:`` address that needs no file."""
-
-    name: str
-    caption: str
-    source: str
-
-
-def embed(path: Path) -> Picture:
-    """The PNG at ``path`` as it goes into the page."""
+def embed(path: Path) -> dict[str, str]:
+    """The PNG at ``path`` as it goes into the page: its source is a ``data:`` address that needs no file."""
     source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return Picture(path.stem.replace("_", " "), CAPTIONS[path.stem], source)
+    return {"name": path.stem.replace("_", " "), "caption": CAPTIONS[path.stem], "source": source}
 
 
 def heading(config: dict[str, Any]) -> str:
@@ -81,18 +73,9 @@ def write_index(folder: Path, runs: list[tuple[str, dict[str, Any]]]) -> Path:
     """Write ``index.html``, which shows and links the reports of several runs in sub-folders."""
     cards = []
     for name, state in runs:
-        picture = folder / name / ("styles.png" if state["config"]["model"] == "cvae" else "samples.png")
-        if (folder / name / "manifold.png").exists():
-            picture = folder / name / "manifold.png"
-        cards.append(
-            {
-                "folder": name,
-                "heading": heading(state["config"]),
-                "loss": state["history"][-1]["test_loss"],
-                "epochs": len(state["history"]),
-                "picture": embed(picture),
-            }
-        )
+        paths = [folder / name / f"{picture}.png" for picture in ("manifold", "styles", "samples")]
+        picture = embed(next(path for path in paths if path.exists()))
+        cards.append((name, heading(state["config"]), state["history"][-1], picture))
     content = PAGES.get_template("index.html").render(data=runs[0][1]["data"], runs=cards)
     return _write(folder / "index.html", content)
 
