@@ -1,4 +1,4 @@
-"""The noise contract: known answers, one definition for every backend and launch shape, and normal statistics."""
+"""The noise contract: known answers, and one definition for every backend and launch shape."""
 
 from __future__ import annotations
 
@@ -138,21 +138,6 @@ def test_backends_agree(backend: str) -> None:
     with fastvae.use_backend("torch"):
         reference = fastvae.reparameterize(zeros, zeros, seed=77)
     torch.testing.assert_close(z, reference, rtol=0, atol=TOLERANCE.get(backend, 2e-6))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_it_is_normal_and_uncorrelated(backend: str) -> None:
-    """Moments to five standard errors; neighbours, and samples of neighbouring seeds, uncorrelated."""
-    n = 1 << 20
-    zeros = torch.zeros(1, n)
-    with fastvae.use_backend(backend):
-        a, b = (fastvae.reparameterize(zeros, zeros, seed=s)[0].double() for s in (123, 124))
-    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-        assert abs((a**power).mean().item() - moment) < 5 * math.sqrt(variance / n)
-    for other in (a.roll(1), a.roll(2), a.roll(4), b):
-        assert abs((a * other).mean().item()) < 5 / math.sqrt(n)
-    tail = (a.abs() > 3).double().mean().item()
-    assert abs(tail - math.erfc(3 / math.sqrt(2))) < 5 * math.sqrt(0.0027 / n)
 
 
 def test_seeds_come_from_torch() -> None:
