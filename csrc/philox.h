@@ -40,7 +40,7 @@ struct Normals {
     Normal n0, n1, n2, n3;
 };
 
-// −2·log u for u in [2⁻³², 1], relative error 2⁻²³; a fitted polynomial shorter than that of math.h, which must do for all.
+// −2·log u for u in [2⁻³³, 1], relative error 2⁻²³; a fitted polynomial shorter than that of math.h, which must do for all.
 FASTVAE_MATH Normal squared_radius(Normal u) {
     const auto word = as_int(u);
     const auto e = (word - 0x3f3504f3) >> 23;
@@ -64,11 +64,12 @@ FASTVAE_MATH Normal cos_half_turn(Normal angle) {
                       constant<Normal>(0.04166398948), constant<Normal>(-0.4999993229), constant<Normal>(1.0));
 }
 
-// Two normals. u = (r + 1)·2⁻³² is in (0, 1], so its logarithm is finite and at most 0. The angle 2π·r·2⁻³² is taken to
-// ±π/2 in integers, exactly; in the other half turn both normals change their sign.
+// Two normals. u = (r + ½)·2⁻³² is in (0, 1], so its logarithm is finite and at most 0. The angle 2π·(r + ½)·2⁻³² is taken
+// to ±π/2 in integers, exactly; in the other half turn both normals change their sign.
 FASTVAE_MATH void box_muller(Word radius_word, Word angle_word, Normal& cos_normal, Normal& sin_normal) {
-    const Normal radius = square_root(squared_radius((unsigned_to_float(radius_word) + 1.0f) * 0x1p-32f));
-    const Normal angle = to_float(as_signed(angle_word << 1)) * 7.314590396335798e-10f;  // π·2⁻³²
+    const Normal radius = square_root(squared_radius((unsigned_to_float(radius_word) + 0.5f) * 0x1p-32f));
+    constexpr float HALF_WORD = 7.314590396335798e-10f;  // π·2⁻³²
+    const Normal angle = to_float(as_signed(angle_word << 1)) * HALF_WORD + HALF_WORD;
     const auto turned = as_signed((angle_word + 0x40000000u) & 0x80000000u);
     const Normal signed_radius = as_float(as_int(radius) ^ turned);
     cos_normal = signed_radius * cos_half_turn(angle);

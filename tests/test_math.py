@@ -120,7 +120,7 @@ def test_reciprocal(instructions: str) -> None:
 
 @pytest.mark.parametrize("instructions", ["avx2", "baseline"])
 def test_radius_and_angle_of_the_noise(instructions: str) -> None:
-    u, angles = numbers(2.0**-32, 1), numbers(-math.pi / 2, math.pi / 2)
+    u, angles = numbers(2.0**-33, 1), numbers(-math.pi / 2, math.pi / 2)
     with instruction_set(instructions):
         squared, sin, cos = compiled("squared_radius")(u), compiled("sin")(angles), compiled("cos")(angles)
     np.testing.assert_allclose(squared, -2 * np.log(u.astype(np.float64)), rtol=2.0**-22)
@@ -142,6 +142,6 @@ def test_cos_and_sin_of_a_turn() -> None:
     words = np.concatenate([np.arange(0, 1 << 32, 9973, dtype=np.uint32), magnitudes().view(np.uint32)])
     cos, sin = np.empty((2, len(words)), np.float32)
     run(words, cos, sin)
-    angles = words * (2 * math.pi / 2**32)
+    angles = (words + 0.5) * (2 * math.pi / 2**32)
     np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=2e-7)
     np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=2e-7)

@@ -1,4 +1,4 @@
-"""The noise contract: known answers, one definition for every backend and launch shape, and normal statistics."""
+"""The noise contract: known answers, and one definition for every backend and launch shape."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_philox_says_what_does_not_fit(name: str, arguments: tuple[int, int]) ->
 
 
 def epsilon(seed: int, element: int) -> float:
-    """The contract, word by word: the radius from (r + 1)·2⁻³² rounded to float32, the rest in double precision."""
+    """The contract, word by word: the radius from (r + ½)·2⁻³² rounded to float32, the rest in double precision."""
     words = philox4x32(seed % (1 << 64), element // 4)
     radius_word, angle_word = words[:2] if element % 4 < 2 else words[2:]
-    unit = ((torch.tensor(radius_word).float() + 1) * 2.0**-32).item()
+    unit = ((torch.tensor(radius_word).float() + 0.5) * 2.0**-32).item()
     radius = math.sqrt(-2 * math.log(unit))
-    angle = 2 * math.pi * angle_word * 2.0**-32
+    angle = 2 * math.pi * (angle_word + 0.5) * 2.0**-32
     return radius * (math.sin(angle) if element % 2 else math.cos(angle))
 
 
@@ -61,6 +61,37 @@ def test_the_contract(backend: str, seed: int) -> None:
     with fastvae.use_backend(backend):
         z = fastvae.reparameterize(zeros, zeros, seed=seed)
     want = torch.tensor([[epsilon(seed, i) for i in range(403)]])
+    torch.testing.assert_close(z, want, rtol=0, atol=TOLERANCE.get(backend, 3e-6))
+
+
+# found by search: seeds one of whose first two radius words, at the place named, is next to 0 or to 2³²
+EXTREME_SEEDS = [(195960106, 0, 13), (138874391, 2, 12), (67750675, 0, 2**32 - 2), (89028899, 2, 2**32 - 2)]
+
+
+@pytest.mark.parametrize(("seed", "place", "word"), EXTREME_SEEDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_contract_in_the_far_tail(backend: str, seed: int, place: int, word: int) -> None:
+    """Here the ½ of (r + ½)·2⁻³² is seen: with 1 in its place, the radius of word 13 is off by 6e-3."""
+    assert philox4x32(seed, 0)[place] == word
+    zeros = torch.zeros(4)
+    with fastvae.use_backend(backend):
+        z = fastvae.reparameterize(zeros, zeros, seed=seed)
+    want = torch.tensor([epsilon(seed, i) for i in range(4)])
+    torch.testing.assert_close(z, want, rtol=0, atol=TOLERANCE.get(backend, 3e-6))
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 + 12345, -3, 195960106])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_noise_is_that_of_pytorch(backend: str, seed: int) -> None:
+    """Within float32's rounding of an angle up to 2π, which torch does not bring to ±π: 4e-7 of a radius up to 6.8."""
+    random = pytest.importorskip("torch.func._random", reason="torch has no stateless generator")
+    try:
+        want = random.normal(random.key(seed % (1 << 64), device=torch.device(DEVICE)), (3, 400, 401))
+    except NotImplementedError:
+        pytest.skip(f"torch {torch.__version__} has no stateless normal for {DEVICE}: aten::_philox_normal_")
+    zeros = torch.zeros(400, 401)
+    with fastvae.use_backend(backend):
+        z = fastvae.reparameterize(zeros, zeros, samples=3, seed=seed)
     torch.testing.assert_close(z, want, rtol=0, atol=TOLERANCE.get(backend, 3e-6))
 
 
@@ -109,21 +140,6 @@ def test_backends_agree(backend: str) -> None:
     torch.testing.assert_close(z, reference, rtol=0, atol=TOLERANCE.get(backend, 2e-6))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_it_is_normal_and_uncorrelated(backend: str) -> None:
-    """Moments to five standard errors; neighbours, and samples of neighbouring seeds, uncorrelated."""
-    n = 1 << 20
-    zeros = torch.zeros(1, n)
-    with fastvae.use_backend(backend):
-        a, b = (fastvae.reparameterize(zeros, zeros, seed=s)[0].double() for s in (123, 124))
-    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-        assert abs((a**power).mean().item() - moment) < 5 * math.sqrt(variance / n)
-    for other in (a.roll(1), a.roll(2), a.roll(4), b):
-        assert abs((a * other).mean().item()) < 5 / math.sqrt(n)
-    tail = (a.abs() > 3).double().mean().item()
-    assert abs(tail - math.erfc(3 / math.sqrt(2))) < 5 * math.sqrt(0.0027 / n)
-
-
 def test_seeds_come_from_torch() -> None:
     mu, logvar = torch.zeros(4, 5), torch.zeros(4, 5)
     torch.manual_seed(1)
@@ -144,4 +160,4 @@ def test_extreme_words_give_finite_noise() -> None:
     words = torch.tensor([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF])
     normals = torch.stack([torch.stack(box_muller(words, words[k].expand(6))) for k in range(6)])
     assert normals.isfinite().all()
-    assert normals.abs().max() < 6.67
+    assert normals.abs().max() < math.sqrt(66 * math.log(2)) + 1e-6  # u is at least 2⁻³³

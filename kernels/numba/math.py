@@ -103,10 +103,10 @@ def log32(x):
 
 @exact
 def cos_sin_turn32(word):
-    """cos and sin of 2π·word/2³², for a 32-bit word; within 2e-7. The quadrant is taken off in integers, exactly."""
+    """cos and sin of 2π·(word + ½)/2³², for a 32-bit word; within 2e-7. The quadrant is taken off in integers."""
     signed = as_signed(word)
     quadrant = shift_right(add(signed, QUADRANT_ROUND), QUADRANT_SHIFT)
-    angle = to_float(subtract(signed, shift_left(quadrant, QUADRANT_SHIFT))) * TURN
+    angle = (to_float(subtract(signed, shift_left(quadrant, QUADRANT_SHIFT))) + HALF) * TURN
     z = angle * angle
     s = ((S0 * z + S1) * z + S2) * z * angle + angle
     c = ((K0 * z + K1) * z + K2) * z * z - HALF * z + ONE

@@ -21,7 +21,7 @@ from .math import cos_sin_turn32, exact, log_normal32
 
 u = np.uint32
 M0, M1, W0, W1 = u(0xD2511F53), u(0xCD9E8D57), u(0x9E3779B9), u(0xBB67AE85)
-UNIT, MINUS_TWO, ONE = np.float32(2.0**-32), np.float32(-2.0), np.float32(1.0)
+UNIT, MINUS_TWO, HALF = np.float32(2.0**-32), np.float32(-2.0), np.float32(0.5)
 
 TILE = 256  # normals at a time: what a thread keeps in its first-level cache beside its operands
 PADDED = TILE + 8  # a tile that starts within a group of four
@@ -57,8 +57,8 @@ def philox(k0, k1, c0, c1):
 
 @exact
 def box_muller(radius_word, angle_word):
-    """Two normals; u = (r + 1)·2⁻³² is in (0, 1], so its logarithm is finite and at most 0."""
-    radius = math.sqrt(MINUS_TWO * log_normal32((to_float_unsigned(radius_word) + ONE) * UNIT))
+    """Two normals; u = (r + ½)·2⁻³² is in (0, 1], so its logarithm is finite and at most 0."""
+    radius = math.sqrt(MINUS_TWO * log_normal32((to_float_unsigned(radius_word) + HALF) * UNIT))
     cos, sin = cos_sin_turn32(angle_word)
     return radius * cos, radius * sin
 

@@ -2,7 +2,7 @@
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the 64-bit
 seed as key and the counter (q low, q high, 0, 0), q = index // 4, gives four words; Box–Muller turns each pair of
-words into a cosine and a sine normal.
+words into a cosine and a sine normal. The noise is that of torch's stateless ``torch.func._random.normal``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ def philox4x32(key: tuple, counter: tuple, rounds: int = 10) -> tuple:
 def box_muller(radius_word: torch.Tensor, angle_word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two independent float32 standard normals from two words in int64 tensors: the cosine one, the sine one.
 
-    The angle word is read as signed, which is the same angle modulo 2π and keeps the argument within [-π, π], where
-    every implementation of sine and cosine is at its best.
+    √(−2·ln u)·(cos 2πv, sin 2πv), where a word r is u or v = (r + ½)·2⁻³², never 0. The angle word is read as signed,
+    which is the same angle modulo 2π and keeps the argument within [-π, π], where every implementation of sine and
+    cosine is at its best.
     """
     unit = 2.0**-32
-    radius = torch.sqrt(-2.0 * torch.log((radius_word.to(torch.float32) + 1.0) * unit))
+    radius = torch.sqrt(-2.0 * torch.log((radius_word.to(torch.float32) + 0.5) * unit))
     signed = torch.where(angle_word > 0x7FFFFFFF, angle_word - (1 << 32), angle_word)
-    angle = signed.to(torch.float32) * (2.0 * math.pi * unit)
+    angle = (signed.to(torch.float32) + 0.5) * (2.0 * math.pi * unit)
     return radius * torch.cos(angle), radius * torch.sin(angle)
 
 

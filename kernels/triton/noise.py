@@ -11,8 +11,8 @@ import triton.language as tl
 
 from .approx import LN_2, PTX, cos_32, log2_32, sin_32, sqrt_32
 
-UNIT = tl.constexpr(2.0**-32)
-TURN = tl.constexpr(6.283185307179586 * 2.0**-32)
+UNIT, HALF_UNIT = tl.constexpr(2.0**-32), tl.constexpr(2.0**-33)
+TURN, HALF_TURN = tl.constexpr(6.283185307179586 * 2.0**-32), tl.constexpr(6.283185307179586 * 2.0**-33)
 NEAR_ONE = tl.constexpr(1 - 2.0**-8)
 M0, M1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
 W0, W1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
@@ -48,19 +48,19 @@ def words(seed, q):
 
 @triton.jit
 def radius(word):
-    """√(−2·ln u), u = (r + 1)·2⁻³².
+    """√(−2·ln u), u = (r + ½)·2⁻³².
 
     The approximate logarithm is off by up to 2⁻²² near u = 1, where the radius is √(2(1 − u)) and would feel it; from
     1 − 2⁻⁸ on, two terms of its series stand for −ln u. Error of the radius: 2e-6 before, 3e-7 after.
     """
-    u = tl.fma(word.to(tl.float32), UNIT, UNIT)
+    u = tl.fma(word.to(tl.float32), UNIT, HALF_UNIT)
     return sqrt_32(tl.where(u > NEAR_ONE, (1.0 - u) * (3.0 - u), log2_32(u) * (-2.0 * LN_2)))
 
 
 @triton.jit
 def angle(word):
-    """2π·word·2⁻³² of the word read as signed."""
-    return word.to(tl.int32, bitcast=True).to(tl.float32) * TURN
+    """2π·(word + ½)·2⁻³² of the word read as signed."""
+    return tl.fma(word.to(tl.int32, bitcast=True).to(tl.float32), TURN, HALF_TURN)
 
 
 @triton.jit
