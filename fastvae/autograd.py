@@ -380,7 +380,7 @@ class ELBO(torch.autograd.Function):
         def function(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
             nll, *gradient = _reconstruction_expression(recon, target, likelihood, parameter, reduction, with_gradient)
             kl = reference_latent.gaussian_kl(mu, scale, None, None, log_scale, free_bits, reduction)
-            return nll + beta * kl, nll, kl, *gradient
+            return (nll + beta * kl).to(nll.dtype), nll, kl, *gradient
 
         return _vmapped(function, in_dims[:4], args[:4])
 
