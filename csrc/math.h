@@ -146,10 +146,10 @@ FASTVAE_INLINE Float exp_negative(Float x) {
     return exp_mantissa(r) * as_float((as_int(shifted) + (127 - MAGIC_BITS)) << 23);
 }
 FASTVAE_INLINE Float log_normal(Float x) { return log_normal_polynomial(x); }
-// log x for x ≥ 0, subnormals included; about -104 at 0.
+// log x for x ≥ 0, subnormals included; about -104 at 0, be it positive or negative.
 FASTVAE_INLINE Float log(Float x) {
     const auto small = x < 1.17549435e-38f;
-    return log_normal_polynomial(small ? x * 8388608.0f : x) - (small ? Float{} + 15.942385f : Float{});
+    return log_normal_polynomial(absolute(small ? x * 8388608.0f : x)) - (small ? Float{} + 15.942385f : Float{});
 }
 
 #endif

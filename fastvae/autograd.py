@@ -251,7 +251,7 @@ def _elbo_expression(
 ) -> tuple[Tensor, ...]:
     nll, *gradient = _reconstruction_expression(recon, target, **options)
     kl = reference_latent.gaussian_kl(mu, scale, None, None, log_scale, free_bits, options["reduction"])
-    return nll + beta * kl, nll, kl, *gradient
+    return (nll + beta * kl).to(nll.dtype), nll, kl, *gradient
 
 
 RECONSTRUCTION = Op(  # (recon, target, parameter tensor)

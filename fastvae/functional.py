@@ -477,7 +477,7 @@ def elbo_loss(
     options = likelihood, parameter, log_scale, weight, free_bits, reduction, with_gradient
     loss, reconstruction, kl, *_ = autograd.apply(autograd.ELBO, (recon, target, mu, scale), options)
     if outside:
-        loss = reconstruction + beta * kl
+        loss = (reconstruction + beta * kl).to(reconstruction.dtype)
     return ELBOLoss(loss, reconstruction, kl)
 
 

@@ -14,7 +14,7 @@ shapes that ``fastvae/functional.py`` has checked:
 ``reconstruction_backward(grad_nll, recon, target, parameter_tensor=None, *, likelihood, parameter, reduction)``
     → ``[grad_recon]``, and ``grad_parameter_tensor`` if there is one, computed afresh.
 ``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, beta, free_bits)``
-    → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``.
+    → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``; ``loss`` has nll's dtype.
 ``rescale_(gradient, upstream)``
     multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -14,6 +16,14 @@ if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
 torch.use_deterministic_algorithms(True, warn_only=True)  # without it, memory stays as it was found
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many cases were fuzzed, by backend."""
+    ran = getattr(sys.modules.get("test_fuzz"), "RAN", None)
+    if ran:
+        cases = ", ".join(f"{name} {count:,}" for name, count in ran.items())
+        terminalreporter.write_line(f"fuzzed: {ran.total():,} cases ({cases})")
 
 
 @pytest.fixture(autouse=True)

@@ -125,6 +125,18 @@ def test_elbo_is_the_sum_of_its_terms(backend: str, likelihood: str, reduction: 
     torch.testing.assert_close(grads, want_grads)
 
 
+@pytest.mark.parametrize("beta", [2.0, torch.tensor(2.0, dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize("reduction", ["example", "sum"])
+def test_the_elbo_of_two_dtypes_has_that_of_the_reconstruction(
+    backend: str, reduction: str, beta: float | Tensor
+) -> None:
+    """A float64 posterior beside float32 data: every backend, and the operator's fake, must agree."""
+    logits, target, mu, logvar = torch.randn(3, 5), torch.rand(3, 5), *torch.randn(2, 3, 4, dtype=torch.float64)
+    for width in (4, 0):
+        out = fastvae.elbo_loss(logits, target, mu[:, :width], logvar[:, :width], reduction=reduction, beta=beta)
+        assert [t.dtype for t in out] == [torch.float32, torch.float32, torch.float64]
+
+
 def test_elbo_gradcheck(backend: str) -> None:
     recon, target = (t.requires_grad_() for t in OPS["bce_with_logits"].inputs(2, 3))
     mu, logvar = (t.requires_grad_() for t in OPS["gaussian_kl"].inputs(2, 2))

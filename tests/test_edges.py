@@ -124,6 +124,19 @@ def test_every_uint8_is_the_number_divided_by_255(backend: str, dtype: torch.dty
             torch.testing.assert_close(grad, want.to(dtype), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("eps", [None, 1e-8])
+def test_a_probability_of_minus_zero_is_zero(backend: str, eps: float | None, dtype: torch.dtype) -> None:
+    target = torch.tensor([[0.0, 0.25, 1.0]], dtype=dtype).repeat(1, 9)
+    losses = [
+        fastvae.bce(torch.full_like(target, zero), target, eps=eps, reduction=reduction)
+        for reduction in ("none", "sum")
+        for zero in (-0.0, 0.0)
+    ]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    torch.testing.assert_close(losses[2], losses[3], rtol=0, atol=0)
+
+
 def test_interrupts_neither_crash_nor_hang() -> None:
     """Where Numba's kernels are interrupted, their threads still write: the outputs must outlive them."""
     if "numba" not in BACKENDS:

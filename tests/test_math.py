@@ -109,6 +109,7 @@ def test_log_of_normal_numbers(function: Callable[[str], Function]) -> None:
 def test_log(function: Callable[[str], Function]) -> None:
     x = numbers(np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max)
     assert ulps(function("log")(x), np.log(x.astype(np.float64))).max() <= 2
+    assert (function("log")(np.array([0, -0.0], np.float32)) < -100).all(), "which is where it is clamped"
 
 
 @pytest.mark.parametrize("instructions", ["avx2", "baseline"])

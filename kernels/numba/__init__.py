@@ -313,5 +313,5 @@ def elbo_forward(
     nll, nll_total = _finish(sums, reduction, recon)
     kl, kl_total = _finish(kl_sums, reduction, mu)
     if reduction == "example":
-        return [nll + beta * kl, nll, kl, *gradient]
+        return [(nll + beta * kl).to(nll.dtype), nll, kl, *gradient]
     return [torch.tensor(nll_total + beta * kl_total, dtype=nll.dtype), nll, kl, *gradient]

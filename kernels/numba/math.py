@@ -96,9 +96,9 @@ def log_normal32(x):
 
 @exact
 def log32(x):
-    """log x for x ≥ 0, subnormals included; about -104 at 0."""
+    """log x for x ≥ 0, subnormals included; about -104 at 0, be it positive or negative."""
     small = x < MIN_NORMAL
-    return log_normal32(select(small, x * TWO_23, x)) - select(small, LOG_TWO_23, ZERO)
+    return log_normal32(abs(select(small, x * TWO_23, x))) - select(small, LOG_TWO_23, ZERO)
 
 
 @exact

@@ -37,4 +37,4 @@ def elbo_forward(
     (kl,) = latent_forward(
         mu, scale, None, None, None, log_scale=log_scale, samples=0, free_bits=free_bits, reduction=reduction
     )
-    return [nll + beta * kl, nll, kl, *gradient]
+    return [(nll + beta * kl).to(nll.dtype), nll, kl, *gradient]

@@ -286,7 +286,7 @@ def elbo_forward(
         (kl,) = latent_forward(
             mu, scale, None, None, None, log_scale=log_scale, samples=0, free_bits=free_bits, reduction=reduction
         )
-        return [nll + beta * kl, nll, kl, *gradients]
+        return [(nll + beta * kl).to(nll.dtype), nll, kl, *gradients]
     gradient = torch.empty(recon.shape, dtype=recon.dtype, device=recon.device) if with_gradient else recon
     grid, tiles = _rows([recon, target], by_example)
     latent_grid, latent_tiles, divide = _latent_rows([mu, scale], by_example)

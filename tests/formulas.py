@@ -1,0 +1,240 @@
+"""What every op computes, written a second time and apart from ``kernels/``: the values a fuzzer compares with.
+
+Each formula takes float64 tensors and returns, for each element, the value, its derivatives, and beside each of them
+its *size*: the sum of the magnitudes of its terms. A kernel may lose a few units in the last place of the size and no
+more (``ULPS``). Run on float32 tensors, the same formulas are plain eager PyTorch, which shows where float32 overflows
+on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastvae.kernels.reference.noise import WORD, philox4x32
+
+STD_EPS = 1e-8  # inside the logarithm of σ²
+
+# THE table of tolerances. In units of the last place (2⁻²⁴ in float32 arithmetic, 2⁻⁵³ in float64) of the size:
+ULPS = {
+    "value": 8.0,  # exp 2, log 1 (tests/test_math.py), a division 1, and the sums of three or four terms
+    "gradient": 16.0,  # the same, a reciprocal of a rounded difference, products with weight and upstream gradient
+    "sample": 8.0,  # exp 2, its argument, a product and a sum
+}
+# a lane of a CPU register adds up to 96 terms in float32, a program of Triton at most 64: an ulp of the sum for each
+CHAIN = 96
+# of log(f₁·f₂·…), where each factor in [½, 2] and each product is rounded: so many ulps of 1 nat for each element
+FACTOR = 4.0
+# of ε, computed in float32 for every dtype (tests/test_noise.py); a GPU's approximate instructions, and elsewhere
+NOISE = {"triton": 2e-5, "cuda": 2e-5}
+NOISE_ON_CPU = 3e-6
+# and besides: one rounding to the dtype of a value, two to that of a gradient (fuzz.Trial.backward says which); what
+# underflow costs (fuzz.floor); the series of the continuous Bernoulli, seen only in float64 (``lost``, below); Triton's
+# exp of a large argument (fuzz.Oracle.lost_in_exp). Infinite or NaN is allowed only where it is right, where eager
+# PyTorch is, or beyond the largest number of the dtype.
+
+
+class Term(NamedTuple):
+    """A number for each element, its size, and where 0 is as good: at the jump of a derivative.
+
+    ``lost`` is what a formula that is documented to be approximate may be off by, in the arithmetic of any dtype.
+    """
+
+    value: Tensor
+    size: Tensor
+    either: Tensor | None = None
+    diverged: Tensor | None = None  # where an infinite value is as good: KL itself is infinite, in this arithmetic
+    lost: float | Tensor = 0.0
+
+
+class Nll(NamedTuple):
+    """A reconstruction term of each element and its derivatives in y and in x."""
+
+    value: Term
+    by_recon: Term
+    by_target: Term
+
+
+def bernoulli_coefficients(count: int) -> list[float]:
+    """B₂ₖ/(2k)! for k = 1, 2, …: (−1)ᵏ⁺¹·2ζ(2k)/(2π)²ᵏ."""
+    zeta = [math.pi**2 / 6, math.pi**4 / 90]
+    zeta += [1 + sum(n ** -(2.0 * k) for n in range(2, 4000 if k < 6 else 60)) for k in range(3, count + 1)]
+    return [-((-1) ** k) * 2 * z / (2 * math.pi) ** (2 * k) for k, z in enumerate(zeta, 1)]
+
+
+COEFFICIENTS = bernoulli_coefficients(14)
+
+
+def bernoulli_logits(y: Tensor, x: Tensor, _: float) -> Nll:
+    a = torch.exp(-y.abs())
+    high, low = y.clamp(min=0), torch.log1p(a)
+    sigmoid = torch.where(y >= 0, 1 / (1 + a), a / (1 + a))
+    return Nll(
+        Term(high - y * x + low, high + (y * x).abs() + low),
+        Term(sigmoid - x, sigmoid + x.abs()),
+        Term(-y, y.abs()),
+    )
+
+
+def bernoulli_probs(y: Tensor, x: Tensor, eps: float) -> Nll:
+    low = max(eps, 5e-324)
+    log_p, log_q = y.clamp(low, 1 - eps).log(), (1 - y).clamp(low, 1 - eps).log()
+    clipped = (y < eps) | (1 - y < eps)
+    safe = torch.where(clipped, 0.5, y)
+    up, down = (1 - x) / (1 - safe), x / safe
+    slack = 8 * ulp(torch.float32) * eps  # eps itself is rounded
+    on_the_edge = ((y - eps).abs() <= slack) | ((1 - y - eps).abs() <= slack)
+    return Nll(
+        Term(-x * log_p - (1 - x) * log_q, (x * log_p).abs() + ((1 - x) * log_q).abs() + 1),
+        Term(
+            torch.where(clipped & ~on_the_edge, 0.0, (1 - x) / (1 - y) - x / y),
+            torch.where(clipped & ~on_the_edge, 0.0, up.abs() + down.abs()),
+            on_the_edge | (clipped & x.isnan()),
+        ),
+        Term(log_q - log_p, log_q.abs() + log_p.abs() + 1),
+    )
+
+
+def bernoulli_probs_log_clamped(y: Tensor, x: Tensor, _: float) -> Nll:
+    log_p, log_q = y.log().clamp(min=-100), torch.log1p(-y).clamp(min=-100)
+    spread = (y * (1 - y)).clamp(min=1e-12)
+    return Nll(
+        Term(-x * log_p - (1 - x) * log_q, (x * log_p).abs() + ((1 - x) * log_q).abs()),
+        Term((y - x) / spread, (y - x).abs() / spread),
+        Term(log_q - log_p, log_q.abs() + log_p.abs()),
+    )
+
+
+def continuous_bernoulli_logits(y: Tensor, x: Tensor, _: float) -> Nll:
+    """log((eʸ − 1)/y) − x·y and 1/(1 − e⁻ʸ) − 1/y − x, by their series where |y| < 1."""
+    near = y.abs() < 1
+    s, v = torch.where(near, y, 0.0), torch.where(near, 1.0, y)
+    log_series, mean_series = 0.5 * s, torch.full_like(s, 0.5)
+    for k, c in enumerate(COEFFICIENTS, 1):
+        log_series = log_series + c / (2 * k) * s ** (2 * k)
+        mean_series = mean_series + c * s ** (2 * k - 1)
+    # the series of the kernels end with y¹⁰ and y⁹, which float64 sees near |y| = ½: the first terms they leave out
+    short = torch.where(y.abs() <= 0.5, 1.1 * abs(COEFFICIENTS[5]) * y.abs() ** 11, 0.0)
+    high = v.clamp(min=0)
+    log_far = torch.log(-torch.expm1(-v.abs()) / v.abs())
+    one, two = -1 / torch.expm1(-v), 1 / v
+    value = torch.where(near, log_series, high + log_far) - x * y
+    value = torch.where((y == -math.inf) & (x > 0), math.inf, value)  # the limit; the terms are inf − inf
+    return Nll(
+        Term(
+            value,
+            torch.where(near, log_series.abs(), high + log_far.abs()) + (x * y).abs() + 1,
+            lost=short * y.abs() / 12,
+        ),
+        Term(
+            torch.where(near, mean_series, one - two) - x,
+            torch.where(near, 0.5 + s.abs(), one.abs() + two.abs()) + x.abs() + 2 * (y.abs() < 2),
+            lost=short,
+        ),
+        Term(-y, y.abs()),
+    )
+
+
+def gaussian(y: Tensor, x: Tensor, var: float) -> Nll:
+    d, constant = y - x, 0.5 * math.log(2 * math.pi * var)
+    return Nll(
+        Term(0.5 * d * d / var + constant, 0.5 * d * d / var + abs(constant)),
+        Term(d / var, d.abs() / var),
+        Term(-d / var, d.abs() / var),
+    )
+
+
+def mse(y: Tensor, x: Tensor, _: float) -> Nll:
+    d = y - x
+    return Nll(Term(d * d, d * d), Term(2 * d, 2 * d.abs()), Term(-2 * d, 2 * d.abs()))
+
+
+def sign(d: Tensor) -> Tensor:
+    return torch.where(d.isnan(), d, torch.sign(d))
+
+
+def l1(y: Tensor, x: Tensor, _: float) -> Nll:
+    s = sign(y - x)
+    return Nll(Term((y - x).abs(), (y - x).abs()), Term(s, s.abs()), Term(-s, s.abs()))
+
+
+def laplace(y: Tensor, x: Tensor, scale: float) -> Nll:
+    d, s, constant = (y - x).abs() / scale, sign(y - x) / scale, math.log(2 * scale)
+    return Nll(Term(d + constant, d + abs(constant)), Term(s, s.abs()), Term(-s, s.abs()))
+
+
+NLL = {
+    "bernoulli_logits": bernoulli_logits,
+    "bernoulli_probs": bernoulli_probs,
+    "bernoulli_probs_log_clamped": bernoulli_probs_log_clamped,
+    "continuous_bernoulli_logits": continuous_bernoulli_logits,
+    "gaussian": gaussian,
+    "mse": mse,
+    "l1": l1,
+    "laplace": laplace,
+}
+
+
+class KL(NamedTuple):
+    """KL(q‖p) of each element and its derivatives in mu, logvar (or std), mu_p and logvar_p."""
+
+    value: Term
+    gradients: tuple[Term, ...]
+
+
+def gaussian_kl(
+    mu: Tensor, scale: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, log_scale: bool, free_bits: float
+) -> KL:
+    if log_scale:
+        var, log_var = torch.exp(scale), scale
+    else:
+        var, log_var = scale * scale, torch.log(STD_EPS + scale * scale)
+    zero = torch.zeros_like(mu)
+    m, s = (zero, zero) if prior_mu is None or prior_logvar is None else (prior_mu, prior_logvar)
+    d, precision = mu - m, torch.exp(-s)
+    kl = 0.5 * ((var + d * d) * precision - 1 + s - log_var)
+    size = 0.5 * ((var + d * d) * precision + 1 + s.abs() + log_var.abs() + (not log_scale))
+    if log_scale:
+        by_scale = 0.5 * (var * precision - 1)
+        scale_size = 0.5 * (var * precision + 1)
+    else:
+        by_scale = scale * precision - scale / (STD_EPS + var)
+        scale_size = scale.abs() * precision + scale.abs() / (STD_EPS + var)
+    by_logvar = 0.5 * (1 - (var + d * d) * precision)
+    diverged = kl.isinf()
+    gradients = [
+        Term(d * precision, d.abs() * precision),
+        Term(by_scale, scale_size),
+        Term(-d * precision, d.abs() * precision),
+        Term(by_logvar, 0.5 * (1 + (var + d * d) * precision)),
+    ][: 2 if prior_mu is None else 4]
+    if free_bits > 0:
+        slack = 16 * ulp(mu.dtype) * (size + free_bits)
+        low, near = kl < free_bits, ((kl - free_bits).abs() <= slack) | kl.isnan()
+        kl = torch.where(kl.isnan(), kl, kl.clamp(min=free_bits))
+        gradients = [
+            Term(torch.where(low & ~near, 0.0, g.value), torch.where(low & ~near, 0.0, g.size), near) for g in gradients
+        ]
+    return KL(Term(kl, size + free_bits), tuple(g._replace(diverged=diverged) for g in gradients))
+
+
+def ulp(dtype: torch.dtype) -> float:
+    """Half a unit in the last place of 1: what one rounding loses at most."""
+    return torch.finfo(dtype).eps / 2
+
+
+def epsilon(seed: int, shape: torch.Size) -> Tensor:
+    """The noise contract in float64; the radius comes from (r + 1)·2⁻³² rounded to float32, which is part of it."""
+    count, key = shape.numel(), seed % (1 << 64)
+    q = torch.arange((count + 3) // 4)
+    zero = torch.zeros_like(q)
+    words = philox4x32((torch.tensor(key & WORD), torch.tensor(key >> 32)), (q, zero, zero, zero))
+    pairs = []
+    for radius_word, angle_word in (words[:2], words[2:]):
+        radius = (-2 * ((radius_word.float() + 1) * 2.0**-32).double().log()).sqrt()
+        angle = angle_word.double() * (2 * math.pi * 2.0**-32)
+        pairs += [radius * angle.cos(), radius * angle.sin()]
+    return torch.stack(pairs, dim=1).reshape(-1)[:count].reshape(shape)

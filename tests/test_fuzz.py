@@ -1,0 +1,166 @@
+"""Fuzzing: random calls of every op on every backend against float64 formulas (formulas.py), forward and backward.
+
+A case is one call on one backend. Plain ``pytest`` runs a few hundred, the same each time; ``FASTVAE_FUZZ=200000 pytest
+tests/test_fuzz.py`` that many, with ``TRITON_INTERPRET=1`` on Triton's kernels too. How many ran is said at the end.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import strategies as st
+
+import formulas
+from fuzz import LAYOUTS, RECONSTRUCTIONS, TARGETS, Case, Trial, default_number
+from table import INTERPRETED, REDUCTIONS
+
+CASES = int(os.environ.get("FASTVAE_FUZZ", "0"))
+FAST = 150  # examples of a plain run
+CHUNK = 1000  # examples hypothesis remembers at once
+#: cases run, by backend
+RAN: collections.Counter[str] = collections.Counter()
+
+dtypes = st.sampled_from((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+layouts = st.one_of(st.just("contiguous"), st.sampled_from(tuple(LAYOUTS)))
+sizes = st.sampled_from((1, 2, 3, 5, 8, 0))
+images = st.tuples(*[st.sampled_from((1, 2, 3, 5))] * 4)
+# around the blocks and the spans of threads
+edges = ((1, 17), (33, 3), (2, 768), (1, 769), (3, 300))
+large = ((1, 4097), (3, 4096), (4099, 2), (5, 1, 1025), (9, 2500))
+shapes = st.one_of(
+    *[st.lists(sizes, min_size=1, max_size=3).map(tuple)] * 4,
+    *[st.tuples(sizes, st.integers(1, 40))] * 4,
+    *[images] * 4,
+    *[st.sampled_from(edges)] * 2,
+    st.sampled_from(edges if INTERPRETED else large),
+)
+numbers = {
+    "eps": st.sampled_from((1e-8, 1e-12, 1e-4, 0.1, 0.4999, 1e-30)),
+    "var": st.sampled_from((1.0, 0.7, 1e-6, 100.0, 1e-30, 1e30)),
+    "scale": st.sampled_from((1.0, 0.3, 1e-6, 100.0, 1e-30, 1e30)),
+}
+free_bits = st.sampled_from((0.0, 0.0, 0.4, 2.0, 1e-6, 1e4))
+common = {
+    "layouts": st.tuples(*[layouts] * 4),
+    "values": st.tuples(*[st.integers(0, 3)] * 4),
+    "specials": st.sampled_from((0, 0, 1, 4)),
+    "upstream": st.sampled_from(
+        ("one", "number", "element", "example", "zero", "transposed", "strided", "negated", "scaled", "tiny")
+    ),
+    "backward": st.sampled_from(("once", "once", "again", "batched")),
+    "wanted": st.sampled_from((15, 15, 1, 2, 5, 13)),
+    "seed": st.integers(0, 2**40),
+}
+
+
+@st.composite
+def mixed(draw: st.DrawFn, count: int, target: bool) -> tuple[torch.dtype, ...]:
+    """One dtype for all, or others: of the target, often; of the rest, seldom."""
+    first = draw(dtypes)
+    chosen = [first] * count
+    if target:
+        chosen[1] = draw(st.sampled_from((first, torch.uint8, torch.float32, first, torch.bfloat16, torch.float64)))
+    if count > 2 or not target:
+        start = 2 if target else 1
+        if draw(st.sampled_from((False, False, True))):
+            for k in range(start, count):
+                chosen[k] = draw(dtypes)
+    return tuple(chosen)
+
+
+@st.composite
+def reconstruction(draw: st.DrawFn) -> Case:
+    op = draw(st.sampled_from(tuple(RECONSTRUCTIONS)))
+    likelihood, name = RECONSTRUCTIONS[op]
+    fields = {key: draw(value) for key, value in common.items()}
+    return Case(
+        op,
+        likelihood,
+        draw(numbers[name]) if name else 0.0,
+        draw(shapes),
+        dtypes=draw(mixed(2, True)),
+        reduction=draw(st.sampled_from(REDUCTIONS)),
+        outside=draw(st.sampled_from((False,) * 15 + (True,))),
+        **fields,
+    )
+
+
+@st.composite
+def latent(draw: st.DrawFn) -> Case:
+    op = draw(st.sampled_from(("gaussian_kl", "sample_with_kl", "reparameterize")))
+    kl = op != "reparameterize"
+    prior = draw(st.sampled_from(("", "", "full", "batch", "features", "lower", "number", "mixed"))) if kl else ""
+    fields = {key: draw(value) for key, value in common.items()}
+    return Case(
+        op,
+        shape=draw(shapes),
+        dtypes=draw(mixed(4, False)),
+        reduction=draw(st.sampled_from(REDUCTIONS)) if kl else "none",
+        std=draw(st.booleans()),
+        prior=prior,
+        free_bits=draw(free_bits) if kl else 0.0,
+        samples=None if op == "gaussian_kl" else draw(st.sampled_from((None, 1, 2, 5))),
+        used=draw(st.sampled_from((3, 1, 2))),
+        **fields,
+    )
+
+
+@st.composite
+def elbo(draw: st.DrawFn) -> Case:
+    plain = draw(st.sampled_from((True, True, True, False)))
+    likelihoods = tuple(name for name in formulas.NLL if name != "bernoulli_probs_log_clamped")
+    likelihood = draw(st.sampled_from(likelihoods)) if plain else "bernoulli_probs_log_clamped"
+    fields = {key: draw(value) for key, value in common.items()}
+    return Case(
+        "elbo_loss" if plain else "vae_loss",
+        likelihood,
+        default_number(likelihood),
+        draw(shapes),
+        draw(st.sampled_from(((2,), (20,), (0,), (), (3, 5)))),
+        dtypes=draw(mixed(4, True)),
+        reduction=draw(st.sampled_from(("batchmean", "sum", "example"))) if plain else "sum",
+        std=draw(st.booleans()) if plain else False,
+        free_bits=draw(free_bits) if plain else 0.0,
+        beta=draw(st.sampled_from((1.0, 0.0, 0.25, 4.0))) if plain else 1.0,
+        beta_tensor=draw(st.booleans()) if plain else False,
+        used=draw(st.sampled_from((1, 7, 2, 4, 6))),
+        outside=draw(st.sampled_from((False,) * 15 + (True,))),
+        **fields,
+    )
+
+
+FAMILIES = {"reconstruction": (reconstruction, 0.4), "latent": (latent, 0.4), "elbo": (elbo, 0.2)}
+
+
+def plan() -> list[tuple[str, int, int]]:
+    """(family, chunk, examples): in all, as many cases as were asked for."""
+    chunks = []
+    for family, (_, share) in FAMILIES.items():
+        examples = -(-int(CASES * share) // len(TARGETS)) if CASES else int(FAST * share)
+        chunks += [(family, k, min(CHUNK, examples - first)) for k, first in enumerate(range(0, examples, CHUNK))]
+    return chunks
+
+
+@pytest.mark.parametrize(("family", "chunk", "examples"), plan())
+def test_fuzz(family: str, chunk: int, examples: int) -> None:
+    @seed(chunk)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(FAMILIES[family][0]())
+    def check(case: Case) -> None:
+        trial = Trial(case)
+        for target in TARGETS:
+            RAN[target] += 1
+            note(f"on {target}")
+            trial.run(target)
+
+    check()
