@@ -1,4 +1,4 @@
-"""Builds ``csrc/`` for the CPU, kernels and all: an extension like ``fastvae._C`` whose CUDA kernels run in the emulator.
+"""Builds ``csrc/`` for the CPU, kernels and all: ``fastvae._C`` whose CUDA kernels run in the emulator.
 
 ``FASTVAE_EMULATED_CUDA=$(python tests/cuda_emulator/build.py) pytest tests/test_ops.py -k cuda`` runs tests on it; with
 ``--sanitize`` it also has AddressSanitizer and UndefinedBehaviorSanitizer in it (see ``make sanitize``).
@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,9 @@ def jobs(csrc: Path, folder: Path) -> list[tuple[Path, str, list[str]]]:
     """What to compile, the longest first: a file, a name for what is made of it, its flags."""
     emulated = ["-x", "c++", "-DFASTVAE_ISA=device", "-include", str(HERE / "emulator.h"), f"-I{folder}/include"]
     made = [(source, source.stem, emulated) for source in sorted(csrc.glob("device/*.cu"), reverse=True)]
-    made.append((csrc / "bindings.cpp", "bindings", [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]))
+    made.append(
+        (csrc / "bindings.cpp", "bindings", [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"])
+    )
     with_avx2 = ["-DFASTVAE_WITH_AVX2"] if X86 else []
     for source in sorted(csrc.glob("host/*.cpp")):
         if source.stem in ("primitives", "threads"):
@@ -52,12 +55,17 @@ def build(csrc: Path = ROOT / "csrc", sanitize: bool = False) -> Path:
     for header in HEADERS:
         (folder / "include" / header).parent.mkdir(parents=True, exist_ok=True)
         (folder / "include" / header).touch()
-    headers = [*sorted(path for path in csrc.rglob("*.*h")), HERE / "emulator.h"]
-    seen = hashlib.sha256(repr((compiler, flags)).encode() + b"".join(path.read_bytes() for path in headers))
+
+    def hashed(headers: Iterable[Path]) -> hashlib._Hash:
+        contents = b"".join(path.read_bytes() for path in sorted(headers))
+        return hashlib.sha256(repr((compiler, flags)).encode() + contents)
+
+    host = hashed([*csrc.glob("*.h"), *csrc.glob("*/*.h")])
+    device = hashed([*csrc.rglob("*.*h"), HERE / "emulator.h"])
 
     def compile(job: tuple[Path, str, list[str]]) -> Path:
         source, name, extra = job
-        key = seen.copy()
+        key = (device if source.suffix == ".cu" or name == "emulator" else host).copy()
         key.update(repr(extra).encode() + source.read_bytes())
         made = folder / f"{name}-{key.hexdigest()[:16]}.o"
         if not made.exists():
@@ -72,7 +80,9 @@ def build(csrc: Path = ROOT / "csrc", sanitize: bool = False) -> Path:
     library = folder / f"_C-{key}.so"
     if not library.exists():
         unfinished = library.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler, *flags, "-shared", "-pthread", *map(str, objects), "-ldl", "-o", str(unfinished)], check=True)
+        subprocess.run(
+            [compiler, *flags, "-shared", "-pthread", *map(str, objects), "-ldl", "-o", str(unfinished)], check=True
+        )
         unfinished.rename(library)
     return library
 

@@ -33,7 +33,7 @@ std::string setting(const char* name, const char* otherwise) {
 }
 const std::string ORDER = setting("EMU_ORDER", "random");
 const uint64_t SEED = std::stoull(setting("EMU_SEED", "0"));
-const bool PERTURB = setting("EMU_PERTURB", "0") == "1";
+const double PERTURB = std::stod(setting("EMU_PERTURB", "0"));
 const int SMS = std::stoi(setting("EMU_SMS", "2"));
 
 struct Fiber {
@@ -182,13 +182,13 @@ void wait(Scope scope, const void* place, int line) {
 int64_t block_serial() { return serial; }
 
 float off_by(float x, int ulps) {
-    if (!PERTURB || !std::isfinite(x)) return x;
-    const long steps = std::lround(noise(x) * ulps);
+    if (PERTURB == 0 || !std::isfinite(x)) return x;
+    const long steps = std::lround(noise(x) * ulps * PERTURB);
     for (long k = 0; k < std::labs(steps); ++k) x = std::nextafter(x, steps > 0 ? INFINITY : -INFINITY);
     return x;
 }
 float absolutely_off(float x, float bound) {
-    return PERTURB && x != 0 ? static_cast<float>(x + noise(x) * static_cast<double>(bound)) : x;
+    return PERTURB != 0 && x != 0 ? static_cast<float>(x + noise(x) * bound * PERTURB) : x;
 }
 
 int run(dim3 grid, dim3 block, const void* kernel, const std::function<void()>& thread) {

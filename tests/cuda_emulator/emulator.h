@@ -2,7 +2,7 @@
 //
 // A thread of a block is a fiber, blocks run one after another. What a GPU leaves open is drawn (EMU_ORDER, EMU_SEED), what
 // it forbids is an error of the launch: a barrier that not all reach, or not the same one; CUB's storage used again without
-// a barrier; a misaligned vector. EMU_PERTURB=1 moves results within the errors NVIDIA documents; EMU_SMS: multiprocessors.
+// a barrier; a misaligned vector. EMU_PERTURB moves results by up to this part of the errors NVIDIA documents; EMU_SMS: multiprocessors.
 #pragma once
 
 #include <cmath>
@@ -161,6 +161,7 @@ inline float __logf(float x) {
 namespace fastvae {
 namespace device {
 inline float ex2_approx(float x) {
+    if (x == 0) return 1;  // documented
     const double power = std::exp2(static_cast<double>(emulator::flush(x)));
     return emulator::flush(emulator::off_by(static_cast<float>(power), 2));
 }
