@@ -7,6 +7,7 @@
 #include <cmath>
 
 #ifdef __CUDACC__
+#include "device/instructions.cuh"
 #include "types.h"
 #define FASTVAE_MATH __device__ __forceinline__
 #else
@@ -52,10 +53,7 @@ template <class V>
 FASTVAE_MATH V reciprocal_above_one(V x) {
     return divide(V(1), x);
 }
-FASTVAE_MATH float square_root(float x) {  // 1 ulp
-    asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
-    return x;
-}
+FASTVAE_MATH float square_root(float x) { return sqrt_approx(x); }  // 1 ulp
 FASTVAE_MATH double exp(double x) { return ::exp(x); }
 FASTVAE_MATH double exp_negative(double x) { return ::exp(x); }
 FASTVAE_MATH double log(double x) { return ::log(x); }
@@ -99,18 +97,12 @@ FASTVAE_MATH float log_normal(float x) { return log_normal_polynomial(x); }
 FASTVAE_MATH float exp(float x) {
     const float n = rintf(fminf(fmaxf(x * 1.4426950408889634f, -126.0f), 128.0f));
     const float r = fmaf(x, 1.92596299e-8f, fmaf(x, 1.44269502f, -n));
-    float p;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(r));
     // 2^n in two factors: n can be 128
     const int exponent = static_cast<int>(n), half = exponent >> 1;
-    return p * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+    return ex2_approx(r) * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
 }
 // e^x for x ≤ 0; absolute error about 2⁻²³, 0 below -87.
-FASTVAE_MATH float exp_negative(float x) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
-    return result;
-}
+FASTVAE_MATH float exp_negative(float x) { return ex2_approx(x * 1.4426950408889634f); }
 // log x for x ≥ 0; absolute error 2⁻²² for x in [½, 2], 2 ulp outside; −∞ at 0.
 FASTVAE_MATH float log(float x) { return __logf(x); }
 

@@ -5,10 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
+if EMULATED := os.environ.get("FASTVAE_EMULATED_CUDA"):  # before `table` looks what backends there are
+    import build
+
+    build.load(EMULATED)
 
 from table import DEVICE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -89,6 +90,29 @@ def test_long_sums_are_no_worse_than_torchs(backend: str, scale: float) -> None:
 def test_layouts(backend: str, op: str, layout: str, reduction: str) -> None:
     with fastvae.use_backend(backend):
         check(OPS[op], [LAYOUTS[layout](t) for t in OPS[op].inputs(6, 4, 9, 2)], torch.float32, reduction)
+
+
+@pytest.mark.parametrize("reduction", ["none", "example"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl", "gaussian_kl_prior"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_tensor_has_strides_and_an_offset_of_its_own(
+    backend: str, op: str, dtype: torch.dtype, reduction: str
+) -> None:
+    def inside(k: int, t: Tensor) -> Tensor:
+        wide = torch.zeros(len(t), t.shape[1] + 2 * k + 1, dtype=dtype)
+        return wide[:, k : k + t.shape[1]].copy_(t)
+
+    with fastvae.use_backend(backend):
+        check(OPS[op], [inside(k, t) for k, t in enumerate(OPS[op].inputs(5, 67))], dtype, reduction)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_factors_of_a_sum_do_not_overflow(backend: str) -> None:
+    """A logit of 0 is a factor of 2, and a thread may take hundreds: twice 128 would be infinite in float32."""
+    zeros = torch.zeros(1, 1_000_000)
+    with fastvae.use_backend(backend):
+        assert fastvae.bce_with_logits(zeros, zeros, reduction="mean").item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 1), (1, 5000), (4097, 3), (2, 40_000), (33, 4096)], ids=str)

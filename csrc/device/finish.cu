@@ -63,13 +63,12 @@ void finish(Reduction reduction, const Part& first, const Part& second, double b
             const Queue& queue) {
     const auto stream = static_cast<cudaStream_t>(queue.stream);
     if (reduction != EXAMPLE) {
-        finish_total<<<1, THREADS, 0, stream>>>(first, second, beta, type, loss);
+        launch(finish_total, 1, stream, first, second, beta, type, loss);
     } else if (rows != 0) {
         const int64_t blocks = ceil_divide(rows, THREADS), full = full_device(queue.device);
-        finish_rows<<<static_cast<int>(blocks < full ? blocks : full), THREADS, 0, stream>>>(first, second, beta, type,
-                                                                                            loss, rows);
+        const auto grid = static_cast<unsigned>(blocks < full ? blocks : full);
+        launch(finish_rows, grid, stream, first, second, beta, type, loss, rows);
     }
-    check(cudaGetLastError());
 }
 
 // What a reduction sums over: the items of each row, or all of them.
@@ -135,18 +134,17 @@ void rescale(const Rescale& work, const void* upstream, int upstream_type, const
     if (work.total == 0) return;
     const OnDevice guard(queue.device);
     const int64_t blocks = ceil_divide(work.total, THREADS * 16), full = full_device(queue.device);
-    const int grid = static_cast<int>(blocks < full ? blocks : full);
+    const auto grid = static_cast<unsigned>(blocks < full ? blocks : full);
     const auto stream = static_cast<cudaStream_t>(queue.stream);
     with_dtype(work.type, [&](auto element) {
         using T = decltype(element);
         T* gradient = static_cast<T*>(work.gradient);
         if (upstream_type == FLOAT64) {
-            rescale_kernel<<<grid, THREADS, 0, stream>>>(gradient, work.total, static_cast<const double*>(upstream));
+            launch(rescale_kernel<T, double>, grid, stream, gradient, work.total, static_cast<const double*>(upstream));
         } else {
-            rescale_kernel<<<grid, THREADS, 0, stream>>>(gradient, work.total, static_cast<const float*>(upstream));
+            launch(rescale_kernel<T, float>, grid, stream, gradient, work.total, static_cast<const float*>(upstream));
         }
     });
-    check(cudaGetLastError());
 }
 
 }  // namespace device

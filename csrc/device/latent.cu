@@ -240,10 +240,9 @@ int64_t run_forward(const Latent& work, const Queue& queue) {
     const Share share = share_rows(work.grid, 4, queue.device);
     with_kernel(work, work.z != nullptr, work.kl != nullptr || work.sums != nullptr,
                 [&](auto element, auto log_scale, auto z, auto kl) {
-                    forward_kernel<decltype(element), log_scale(), z(), kl()>
-                        <<<share.grid, THREADS, 0, stream>>>(work, share.group);
+                    launch(forward_kernel<decltype(element), log_scale(), z(), kl()>, share.grid, stream, work,
+                           share.group);
                 });
-    check(cudaGetLastError());
     return share.segments();
 }
 
@@ -273,10 +272,9 @@ void latent_backward(Latent work, Reduction reduction, const Queue& queue) {
     const auto stream = static_cast<cudaStream_t>(queue.stream);
     with_kernel(work, work.grad_z != nullptr, work.upstream != nullptr,
                 [&](auto element, auto log_scale, auto z, auto kl) {
-                    backward_kernel<decltype(element), log_scale(), z(), kl()>
-                        <<<share.grid, THREADS, 0, stream>>>(work, share.group);
+                    launch(backward_kernel<decltype(element), log_scale(), z(), kl()>, share.grid, stream, work,
+                           share.group);
                 });
-    check(cudaGetLastError());
 }
 
 }  // namespace device

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include "../types.h"
+#include "instructions.cuh"
 
 namespace fastvae {
 namespace device {
@@ -45,12 +46,7 @@ __device__ __forceinline__ Raw<N * sizeof(T)> read_raw(const T* pointer) {
     }
     return raw;
 }
-// Spelled out, because the compiler may write an assignment in parts.
-__device__ __forceinline__ void write_piece(uint4* to, const uint4& x) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y),
-                 "r"(x.z), "r"(x.w)
-                 : "memory");
-}
+__device__ __forceinline__ void write_piece(uint4* to, const uint4& x) { write_16_bytes(to, x); }
 __device__ __forceinline__ void write_piece(uint2* to, const uint2& x) { *to = x; }
 __device__ __forceinline__ void write_piece(uint32_t* to, const uint32_t& x) { *to = x; }
 template <class T, int N>

@@ -163,32 +163,30 @@ __global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor w
 }
 
 template <class TERM, class Y, class X>
-void launch(const WithTensor& work, const Share& share, cudaStream_t stream) {
+void launch_for_types(const WithTensor& work, const Share& share, cudaStream_t stream) {
     if constexpr (TERM::WITH_TENSOR) {
-        if (work.by_row) with_tensor_kernel<TERM, Y, X, true><<<share.grid, THREADS, 0, stream>>>(work, share.group);
-        else with_tensor_kernel<TERM, Y, X, false><<<share.grid, THREADS, 0, stream>>>(work, share.group);
-        check(cudaGetLastError());
+        if (work.by_row) launch(with_tensor_kernel<TERM, Y, X, true>, share.grid, stream, work, share.group);
+        else launch(with_tensor_kernel<TERM, Y, X, false>, share.grid, stream, work, share.group);
     } else {
         throw std::invalid_argument(std::string(TERM::NAME) + " takes no tensor for its parameter");
     }
 }
 
 template <class TERM, class Y, class X>
-void launch(const Reconstruction& work, const Share& share, cudaStream_t stream) {
+void launch_for_types(const Reconstruction& work, const Share& share, cudaStream_t stream) {
     if (work.nll != nullptr || work.upstream_by_element) {
-        elements_kernel<TERM, Y, X><<<share.grid, THREADS, 0, stream>>>(work, share.group);
+        launch(elements_kernel<TERM, Y, X>, share.grid, stream, work, share.group);
     } else {
-        rows_kernel<TERM, Y, X><<<share.grid, THREADS, 0, stream>>>(work, share.group);
+        launch(rows_kernel<TERM, Y, X>, share.grid, stream, work, share.group);
     }
-    check(cudaGetLastError());
 }
 
 template <class TERM, class Y, class WORK>
 void launch_for_target(const WORK& work, const Reconstruction& of, const Share& share, cudaStream_t stream) {
-    if (of.target_type == of.recon_type) return launch<TERM, Y, Y>(work, share, stream);
+    if (of.target_type == of.recon_type) return launch_for_types<TERM, Y, Y>(work, share, stream);
     if constexpr (sizeof(Y) < 8) {  // beside float64, a target of another type is converted by torch
-        if (of.target_type == UINT8) return launch<TERM, Y, uint8_t>(work, share, stream);
-        if (of.target_type == FLOAT32) return launch<TERM, Y, float>(work, share, stream);
+        if (of.target_type == UINT8) return launch_for_types<TERM, Y, uint8_t>(work, share, stream);
+        if (of.target_type == FLOAT32) return launch_for_types<TERM, Y, float>(work, share, stream);
     }
     throw std::invalid_argument("target must be uint8, float32 or of the dtype of recon");
 }

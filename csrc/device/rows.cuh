@@ -30,6 +30,16 @@ inline void check(cudaError_t error) {
     if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+// Puts `grid` blocks of THREADS on a stream. A call, no <<<>>>, so that any C++ compiler reads it: tests/cuda_emulator/.
+template <class... PARAMETERS, class... ARGUMENTS>
+void launch(void (*kernel)(PARAMETERS...), dim3 grid, cudaStream_t stream, const ARGUMENTS&... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(THREADS);
+    config.stream = stream;
+    check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
 // Makes the device of the tensors the current one for a launch.
 class OnDevice {
   public:

@@ -1,6 +1,7 @@
 """Backend ``cuda``: the compiled kernels on the current stream of the tensors' device.
 
-Nothing waits for the device and nothing but torch allocates, so a CUDA graph can capture every op.
+Nothing waits for the device and nothing but torch allocates, so a CUDA graph can capture every op. In the emulator of
+``tests/cuda_emulator`` the same kernels run on CPU tensors, slowly: for tests.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from .primitives import Primitives
 def _unavailable() -> str:
     if not hasattr(native, "cuda"):
         return "the extension was built without CUDA: no nvcc was found at install"
-    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+    return "" if EMULATED or torch.cuda.is_available() else "torch sees no CUDA device"
 
 
+EMULATED = hasattr(native, "cuda") and hasattr(native.cuda, "EMULATED")
+DEVICES = ("cpu",) if EMULATED else ("cuda",)
 UNAVAILABLE = _unavailable()
 
 
 def _queue(tensor: Tensor, losses: int) -> tuple[tuple[int, int, int], Tensor | None]:
     """Device, stream, and scratch memory for the sums of rows: torch's, so that a graph can capture it."""
-    device = tensor.get_device()
+    device = 0 if EMULATED else tensor.get_device()
     # the handle itself: torch.cuda.current_stream() would make an object around it at every call
-    stream = torch._C._cuda_getCurrentRawStream(device)
+    stream = 0 if EMULATED else torch._C._cuda_getCurrentRawStream(device)
     if not losses:
         return (device, stream, 0), None
     sums = losses * max(tensor.shape[0], native.cuda.PARTIALS)

@@ -1,0 +1,133 @@
+"""Plants bugs in the kernels, one at a time, and asks whether the tests see them: a test must be able to fail.
+
+``python tests/planted_bugs.py [NUMBER …]`` works on copies of the sources, some minutes in all. It ends with 1 if a bug goes unseen, and
+with an error if one cannot be planted any more, because its text is not in the sources exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
+import build
+
+ROOT = Path(__file__).parent.parent
+RECON, KL, OWN = "test_sizes and bce", "test_sizes and gaussian_kl", "test_each_tensor"
+
+
+class Bug(NamedTuple):
+    """In ``file``, ``right`` becomes ``wrong``; ``tests`` (``pytest -k``) of ``backend`` must fail."""
+
+    what: str
+    backend: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+BUGS = [
+    Bug("elements after the last vector are lost", "cuda", "csrc/device/rows.cuh",
+        "k < left; k += turn.step", "k < before; k += turn.step", RECON),
+    Bug("no barrier before storage is used again", "cuda", "csrc/device/rows.cuh",
+        "        __syncthreads();  // storage is used again\n", "", KL),
+    Bug("all warps share one storage", "cuda", "csrc/device/rows.cuh",
+        "storage.warps[threadIdx.x / WARP]", "storage.warps[0]", KL),
+    Bug("only the size of an element is asked of an address", "cuda", "csrc/device/memory.cuh",
+        "% Raw<N * sizeof(T)>::ALIGNMENT == 0", "% sizeof(T) == 0", OWN),
+    Bug("a row of the prior's logvar is found by the stride of its mu", "cuda", "csrc/device/latent.cu",
+        "turn.row * work.prior_logvar_stride", "turn.row * work.prior_mu_stride", OWN),
+    Bug("every sample has the same noise", "cuda", "csrc/device/latent.cu",
+        "noise<N>(seed, at);\n                    Values<V, N> drawn;",
+        "noise<N>(seed, row.flat + j);\n                    Values<V, N> drawn;", "test_the_contract or test_one_definition"),
+    Bug("only the first sums of a total are added", "cuda", "csrc/device/finish.cu",
+        "reduction == EXAMPLE ? segments : segments * rows", "reduction == EXAMPLE ? segments : rows", RECON),
+    Bug("two totals share one storage", "cuda", "csrc/device/finish.cu",
+        "block_total(other, second)", "block_total(storage, second)", "test_elbo"),
+    Bug("a gradient's last elements are not rescaled", "cuda", "csrc/device/finish.cu",
+        "k < total - whole * N", "k < head", "test_upstream_gradient"),
+    Bug("factors are multiplied without end", "cuda", "csrc/device/reconstruction.cu",
+        "factors += N;", "", "test_factors"),
+    Bug("a row of the prior's logvar is found by the stride of its mu", "cpp", "csrc/host/latent.cpp",
+        "row * work.prior_logvar_stride", "row * work.prior_mu_stride", OWN),
+    Bug("a last single element is lost", "cpp", "csrc/host/reconstruction.cpp",
+        "if (j < stop) {", "if (j + 1 < stop) {", RECON),
+    Bug("lanes beyond the end are multiplied in", "cpp", "csrc/host/reconstruction.cpp",
+        "product *= there ? terms.factor : one;", "product *= terms.factor;", RECON),
+    Bug("the KL has the weight of the nll", "cpp", "csrc/host/primitives.cpp",
+        "kl.finish(reduction, kl_weight", "kl.finish(reduction, nll_weight", "test_elbo"),
+    Bug("bfloat16 is rounded half up", "cpp", "csrc/host/simd.h",
+        "((word >> 16) & 1) + 0x7fff", "0x8000", "test_every_half"),
+    Bug("the last elements of a row are lost", "numba", "kernels/numba/reconstruction.py",
+        "range(0, end, FACTORS)", "range(0, end // FACTORS * FACTORS, FACTORS)", RECON),
+    Bug("a gradient by row has no weight", "numba", "kernels/numba/reconstruction.py",
+        "row * upstream_stride) * constant(weight, zero)", "row * upstream_stride)", "test_backward_twice"),
+    Bug("every sample has the same noise", "numba", "kernels/numba/latent.py",
+        "offset = fill(seed, z, count, tile_ptr)\n                        for j in range(count):\n                            mu",
+        "offset = fill(seed, flat + start, count, tile_ptr)\n                        for j in range(count):\n"
+        "                            mu", "test_the_contract or test_one_definition"),
+    Bug("a row of the prior's logvar is found by the stride of its mu", "numba", "kernels/numba/latent.py",
+        "prior_logvar_row = row * prior_mu_stride, row * prior_logvar_stride\n                row_sum",
+        "prior_logvar_row = row * prior_mu_stride, row * prior_mu_stride\n                row_sum", OWN),
+    Bug("free bits stop the wrong gradients", "numba", "kernels/numba/latent.py",
+        "c = zero if kl < floor else c", "c = c if kl < floor else zero", "test_dtypes and free_bits"),
+]  # fmt: skip
+
+
+def plant(bug: Bug, folder: Path) -> dict[str, str]:
+    """A copy of the sources with the bug in it; what the environment must say for tests to run on it."""
+    for name in ("csrc", "fastvae", "kernels", "benchmarks", "tests"):
+        target = folder / "fastvae" / name if name in ("kernels", "benchmarks") else folder / name
+        shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+    top = bug.file.split("/")[0]
+    file = folder / bug.file if top == "csrc" else folder / "fastvae" / bug.file
+    text = file.read_text()
+    if text.count(bug.right) != 1:
+        raise SystemExit(f"{bug.file} has {bug.right!r} {text.count(bug.right)} times, not once: mend {Path(__file__).name}")
+    file.write_text(text.replace(bug.right, bug.wrong))
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
+    if top == "csrc":
+        environment["FASTVAE_EMULATED_CUDA"] = str(build.build(folder / "csrc"))
+    return environment
+
+
+def seen(bug: Bug) -> str:
+    """The first complaint of the tests; empty if they pass."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        environment = plant(bug, folder)
+        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise")]
+        if "half" in bug.tests:
+            files = ["tests/test_extension.py"]
+        chosen = f"({bug.tests})" + (f" and {bug.backend}" if len(files) > 1 else "")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *files]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"{bug.what}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        complaint = re.search(r"^E +(.*)$", done.stdout, re.MULTILINE)
+        return complaint[1][:100] if done.returncode == 1 and complaint else ""
+
+
+def main() -> int:
+    """Tries the bugs whose numbers are given, or all."""
+    numbers = [int(argument) for argument in sys.argv[1:]] or list(range(1, len(BUGS) + 1))
+    unseen = 0
+    with ThreadPoolExecutor(2) as pool:
+        for number, complaint in zip(numbers, pool.map(lambda n: seen(BUGS[n - 1]), numbers), strict=True):
+            bug = BUGS[number - 1]
+            unseen += not complaint
+            print(f"{number:2} {bug.backend:5} {bug.what}: {complaint or 'NOT SEEN'}", flush=True)
+    print(f"{len(numbers) - unseen} of {len(numbers)} seen")
+    return int(unseen > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
