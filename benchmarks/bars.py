@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import accuracy, overhead, startup, suite
+from . import accuracy, launch_cost, startup, suite
 from .contenders import COMPILE, EAGER, FLOOR
 from .ops import gradient_bytes
-from .table import by_work, duration, head, ratio
+from .table import aligned, by_work, duration, head, ratio
 from .works import SHORT, TRAINING, Work
 
 LOGITS, PROBS, HALF, LATENT, SMALL, STEP = SHORT
@@ -86,7 +86,7 @@ def errors(device: str) -> Iterator[Bar]:
 
 def small_call(device: str) -> Iterator[Bar]:
     """Where the microseconds of the small call go."""
-    for part, time in overhead.measure(SMALL, device).items():
+    for part, time in launch_cost.parts(SMALL, device).items():
         yield Bar(f"{SMALL.title}, {part}", duration(time), "state it", None)
 
 
@@ -108,10 +108,7 @@ def every(results: dict[str, Any], device: str) -> list[Bar]:
 def lines(bars: list[Bar]) -> Iterator[str]:
     """A table and a count."""
     verdicts = {True: "pass", False: "MISS", None: ""}
-    widths = [max(map(len, column)) for column in zip(*(bar[:3] for bar in bars), strict=True)]
-    for bar in bars:
-        cells = bar.what.ljust(widths[0]), bar.measured.rjust(widths[1]), bar.bar.rjust(widths[2])
-        yield "  ".join((*cells, verdicts[bar.passed])).rstrip()
+    yield from map(str.rstrip, aligned([(*bar[:3], verdicts[bar.passed]) for bar in bars]))
     judged = [bar for bar in bars if bar.passed is not None]
     yield f"\n{sum(bar.passed is True for bar in judged)} of {len(judged)} bars met"
 

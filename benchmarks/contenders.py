@@ -26,7 +26,6 @@ MAX_COPIES = 256
 class Contender(NamedTuple):
     """``call`` does the work once. ``backend`` is set for those of fastvae."""
 
-    name: str
     call: Call
     backend: str | None = None
 
@@ -81,7 +80,7 @@ def contender(work: Work, device: str, name: str) -> Contender:
         UnavailableError: it needs a compiler that is not there.
     """
     if name == FLOOR:
-        return Contender(FLOOR, memory.three_stream(bytes_moved(work), device))
+        return Contender(memory.three_stream(bytes_moved(work), device))
     entry = _entries(work, torch.device(device).type)[name]
     function = entry.function
     if entry.compiled:
@@ -89,7 +88,7 @@ def contender(work: Work, device: str, name: str) -> Contender:
             raise UnavailableError("TORCH_COMPILE_DISABLE is set")
         function = torch.compile(function, fullgraph=True, dynamic=False)
     make = training.step if work.op == TRAINING else _op_call
-    found = Contender(name, make(work, device, function), entry.backend)
+    found = Contender(make(work, device, function), entry.backend)
     try:
         with found.context():
             found.call()
@@ -100,13 +99,15 @@ def contender(work: Work, device: str, name: str) -> Contender:
     return found
 
 
-def contenders(work: Work, device: str, wanted: Iterable[str] | None = None) -> tuple[list[Contender], dict[str, str]]:
+def contenders(
+    work: Work, device: str, wanted: Iterable[str] | None = None
+) -> tuple[dict[str, Contender], dict[str, str]]:
     """Everybody (of ``wanted``) who can do ``work`` on ``device``, warm; and who cannot, with the reason."""
     torch._dynamo.reset()  # ``torch.compile`` gives up after eight versions of a function
-    found, skipped = [], {}
+    found, skipped = {}, {}
     for name in wanted or names(work, torch.device(device).type):
         try:
-            found.append(contender(work, device, name))
+            found[name] = contender(work, device, name)
         except UnavailableError as reason:
             skipped[name] = str(reason)
     return found, skipped

@@ -92,14 +92,18 @@ def cpu_name() -> str:
     return " ".join(name.split())
 
 
+def installed(package: str) -> str | None:
+    """The version of a package, if there is one."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def versions(device: str) -> dict[str, str]:
     """Of everything that a time depends on."""
     found = {"fastvae": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    for name in ("numba", "triton"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    found |= {name: number for name in ("numba", "triton") if (number := installed(name))}
     if torch.device(device).type == "cuda":
         found["cuda"] = str(torch.version.cuda)
     return found

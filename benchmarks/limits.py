@@ -15,10 +15,11 @@ import torch
 from ..functional import BCE_EPS
 from ..registry import backend_for
 from .bars import HALF, LATENT, LOGITS, PROBS
+from .launch_cost import LATENT as LATENT_OPTIONS
+from .launch_cost import RECONSTRUCTION
 from .memory import three_stream
 from .ops import OPS, bytes_moved
-from .overhead import LATENT as LATENT_OPTIONS
-from .overhead import RECONSTRUCTION
+from .table import aligned
 from .timing import interleaved, median
 from .works import Work
 
@@ -84,14 +85,12 @@ def measure(work: Work, budget: float = 4.0) -> Limits:
 def main() -> None:
     """Print the table."""
     threads = torch.get_num_threads()
-    print(f"ns an element; {threads} threads\n")
     heads = "in cache, 1 thread", "in memory, 1 thread", f"in memory, {threads}", f"floor, {threads}", "limit"
-    print(" ".join([" " * 56, *(h.rjust(20) for h in heads)]))
+    table: list[tuple[str, ...]] = [("ns an element", *heads)]
     for work in (LOGITS, PROBS, HALF, LATENT):
         found = measure(work)
-        cells = [*(f"{value:.3f}" for value in found), found.limit(threads)]
-        title = f"{work.op} · {work.size} · {work.types}"
-        print(" ".join([title.ljust(56), *(c.rjust(20) for c in cells)]))
+        table.append((f"{work.op} · {work.size} · {work.types}", *(f"{ns:.3f}" for ns in found), found.limit(threads)))
+    print(*aligned(table), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from . import works
@@ -23,6 +23,13 @@ from .run import slug
 from .suite import SCHEMA
 from .table import by_work, duration, is_busy, ratio, times
 from .works import TRAINING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#b8c0c8", "#56b4e9", "#0072b2")  # eager and compile step back
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # no grid line through a label
+HEIGHT = 0.26  # of a bar; three of them leave a gap between works
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -59,15 +66,52 @@ def markdown(results: dict[str, Any], source: str) -> Iterator[str]:
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items() if name != "fastvae")
     yield ""
     device = results["hardware"]["device"]
+    others = f"{results['others']:.1f} cores busy with something else, " if is_busy(results) else ""
     yield (
         f"*{results['hardware']['name']}, {results['threads']} threads, copy {results['bandwidth']['copy']:.1f} GB/s; "
-        f"{versions}; {results['date']}, {_others(results)}commit {results['commit'] or 'unknown'}. "
+        f"{versions}; {results['date']}, {others}commit {results['commit'] or 'unknown'}. "
         f"Medians, contenders in turns: `{source}`, by `python -m fastvae.benchmarks.run --device {device}`.*"
     )
 
 
-def _others(results: dict[str, Any]) -> str:
-    return f"{results['others']:.1f} cores busy with something else, " if is_busy(results) else ""
+def draw(results: dict[str, Any], titles: list[str]) -> Figure:
+    """How near each contender comes to the memory's speed: GB/s that had to move, a line at a copy's.
+
+    One group of bars for each of ``titles`` that is about bytes; each bar ends in its time.
+    """
+    from ..train.plots import FAINT, INK, STYLE, plt
+
+    names = [EAGER, COMPILE, results["default"]]
+    table = {title: by_work(results)[title] for title in titles}
+    table = {title: rows for title, rows in table.items() if "gb_per_s" in rows[results["default"]]}
+    copy = results["bandwidth"]["copy"]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(9, 1.6 + 0.85 * len(table)))
+        for k, (name, colour) in enumerate(zip(names, COLOURS, strict=True)):
+            bars = [(y, rows[name]) for y, rows in enumerate(table.values()) if name in rows]
+            places = [y + (k - 1) * HEIGHT for y, _ in bars]
+            axes.barh(places, [row["gb_per_s"] for _, row in bars], HEIGHT * 0.88, color=colour, label=name, zorder=2)
+            for place, (_, row) in zip(places, bars, strict=True):
+                end, text = (row["gb_per_s"], place), duration(row["median_s"])
+                style: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": INK, "zorder": 4, "bbox": PAPER}
+                axes.annotate(text, end, (5, 0), textcoords="offset points", **style)
+        axes.axvline(copy, color="#d55e00", linewidth=1.5, zorder=3)
+        axes.text(copy, -0.62, f"copy, {copy:.0f} GB/s ", color="#d55e00", ha="right", va="center", fontsize=9)
+        axes.set_yticks([])
+        side = axes.get_yaxis_transform()  # x in widths of the axes, y in works
+        for y, title in enumerate(table):
+            op, size, types, *_ = title.split(" · ")
+            axes.text(-0.015, y - 0.11, op, transform=side, ha="right", va="center", fontweight="bold")
+            axes.text(-0.015, y + 0.15, f"{size}, {types}", transform=side, ha="right", va="center", fontsize=8.5)
+        axes.set_ylim(len(table) - 0.45, -0.8)
+        highest = max(row["gb_per_s"] for rows in table.values() for n, row in rows.items() if n in names)
+        axes.set_xlim(0, max(copy, highest) * 1.12)
+        axes.set_xlabel("GB/s of the bytes that must move, forward + backward; beside each bar its time")
+        axes.spines["left"].set_color(FAINT)
+        machine = results["hardware"]["name"]
+        figure.suptitle(f"{machine}, {results['threads']} threads", x=0.01, ha="left", fontweight="bold", fontsize=12)
+        figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    return figure
 
 
 def insert(text: str, section: str, lines: list[str]) -> str:
@@ -81,8 +125,6 @@ def insert(text: str, section: str, lines: list[str]) -> str:
 
 def main(source: Path, *, readme: Path | None = None, pictures: Path | None = None, busy: bool = False) -> list[Path]:
     """Write the table and draw the picture; returns the files written. Of a ``busy`` machine only if told so."""
-    from . import roofline_picture
-
     root = checkout()
     readme, pictures = readme or root / "README.md", pictures or root / "docs" / "images"
     results = load(source)
@@ -98,7 +140,7 @@ def main(source: Path, *, readme: Path | None = None, pictures: Path | None = No
     lines = [*markdown(results, where.as_posix()), "", f"![{alt}]({link})"]
     try:
         text = insert(readme.read_text(encoding="utf-8"), f"benchmarks {results['hardware']['device']}", lines)
-        roofline_picture.draw(results, published(results)).savefig(picture, dpi=160)
+        draw(results, published(results)).savefig(picture, dpi=160)
         readme.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None

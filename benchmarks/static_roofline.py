@@ -217,8 +217,8 @@ def _reconstruction_works(likelihood: str, dtype: torch.dtype) -> Iterator[Work]
         call = partial(forward, recon, reduction=reduction, with_gradient=False)
         yield f"{likelihood} {name}", moved * size, call
     for reduction, grad, moved in (("example", _meta(ROWS), 3), ("none", recon, 4)):
-        call = partial(backend.reconstruction_backward, grad, recon, recon, reduction=reduction, **options)
-        yield f"{likelihood} backward {reduction}", moved * size, call
+        backward = partial(backend.reconstruction_backward, grad, recon, recon, reduction=reduction, **options)
+        yield f"{likelihood} backward {reduction}", moved * size, backward
 
 
 def _latent_works(dtype: torch.dtype) -> Iterator[Work]:

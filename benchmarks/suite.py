@@ -53,18 +53,16 @@ def readings(
     """The row and the times in seconds of each contender (of ``names``), all timed in turns."""
     kind = torch.device(device).type
     found, skipped = contenders(work, device, names)
-    by_name = {c.name: c for c in found}
-    calls = {c.name: c.call for c in found}
-    times = interleaved(calls, kind, budget=budget, context=lambda name: by_name[name].context())
-    rows = {}
-    for name, contender in by_name.items():
+    calls = {name: contender.call for name, contender in found.items()}
+    times = interleaved(calls, kind, budget=budget, context=lambda name: found[name].context())
+    rows: dict[str, tuple[Row, list[float]]] = {name: ({"skipped": reason}, []) for name, reason in skipped.items()}
+    for name, contender in found.items():
         row = timed(times[name], work, copy_speed)
         if name != FLOOR:
             with contender.context():
                 row["peak_extra_bytes"] = peak_extra_bytes(contender.call, kind)
         rows[name] = row, times[name]
-    empty: list[float] = []
-    return rows | {name: ({"skipped": reason}, empty) for name, reason in skipped.items()}
+    return rows
 
 
 def description(work: Work) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .contenders import COMPILE, EAGER, FLOOR
@@ -67,6 +67,13 @@ def head(results: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Cells in columns, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        yield "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+
+
 def lines(results: dict[str, Any]) -> Iterator[str]:
     """The report ``fastvae bench`` prints."""
     yield from head(results)
@@ -87,11 +94,9 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
                 times(ratio(rows, fast, FLOOR)),
             )
         )
-    widths = [max(len(line[k]) for line in table) for k in range(len(columns))]
-    for line in table:
-        yield "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+    yield from aligned(table)
     yield ""
     yield "vs eager, vs compile: how many times longer they take. vs floor: our time over that of the plainest loop"
     yield "that moves the bytes that must move. Contenders took turns; medians."
-    rows = [pair for work in results["works"] for pair in work["contenders"].items()]
-    yield from sorted({f"{name} was skipped: {row['skipped']}" for name, row in rows if "skipped" in row})
+    everybody = [pair for work in results["works"] for pair in work["contenders"].items()]
+    yield from sorted({f"{name} was skipped: {row['skipped']}" for name, row in everybody if "skipped" in row})

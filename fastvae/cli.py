@@ -318,6 +318,7 @@ def run_info(_: argparse.Namespace) -> None:
     import torch
 
     from . import __version__
+    from .benchmarks.hardware import installed
     from .registry import backend_name, backends
 
     lines: list[tuple[str, str]] = [
@@ -326,7 +327,7 @@ def run_info(_: argparse.Namespace) -> None:
         ("torch", torch.__version__),
         ("threads", str(torch.get_num_threads())),
     ]
-    lines += [(name, _version(name)) for name in ("numba", "triton", "numpy")]
+    lines += [(name, installed(name) or "not installed") for name in ("numba", "triton", "numpy")]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     lines += [(f"cuda:{k}", torch.cuda.get_device_name(k)) for k in range(count)] or [("cuda", "no device")]
     for name, value in lines:
@@ -336,12 +337,3 @@ def run_info(_: argparse.Namespace) -> None:
         default = [d for d in ("cpu", "cuda") if backend_name(d) == name and (d == "cpu" or count)]
         note = f"available{', default on ' + ' and '.join(default) if default else ''}"
         print(f"{name:10} {', '.join(status.devices):12} {note if status.available else 'missing: ' + status.reason}")
-
-
-def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

@@ -16,16 +16,9 @@ from .data import SOURCES
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST = 2**63 - 1  # int64
-
-
-def _hidden(model: str) -> int:
-    """The width ``model`` has of its own."""
-    width: int = inspect.signature(MODELS[model]).parameters["hidden"].default
-    return width
-
-
-def _hidden_widths() -> str:
-    return ", ".join(f"{model} {_hidden(model)}" for model in MODELS)
+#: the width each model has of its own
+HIDDEN = {name: inspect.signature(model).parameters["hidden"].default for name, model in MODELS.items()}
+WIDTHS = ", ".join(f"{model} {width}" for model, width in HIDDEN.items())
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -46,7 +39,7 @@ class Config:
 
     model: str = _option("vae", "network", choices=tuple(MODELS))
     latent: int = _option(20, "elements of z", metavar="N", low=1)
-    hidden: int = _option(None, f"width of hidden layers (default: {_hidden_widths()})", metavar="N", low=1)
+    hidden: int = _option(None, f"width of hidden layers (default: {WIDTHS})", metavar="N", low=1)
     likelihood: str = _option("bernoulli_logits", "reconstruction term", choices=LIKELIHOODS)
     beta: float = _option(1.0, "weight of the KL", metavar="WEIGHT")
     beta_warmup: int = _option(0, "raise beta from 0 over this many epochs", metavar="EPOCHS", low=0)
@@ -62,7 +55,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.hidden is None and self.model in MODELS:
-            self.hidden = _hidden(self.model)
+            self.hidden = HIDDEN[self.model]
         if self.data_root is not None:
             self.data_root = os.path.abspath(self.data_root)  # a run may resume from another working directory
 

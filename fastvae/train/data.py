@@ -173,10 +173,10 @@ def _read_idx(path: Path, file: BinaryIO, dimensions: int) -> Tensor:
     sizes = struct.unpack(f">{dimensions}I", header[4:])
     if 0 in sizes:
         raise UserError(f"{path} is empty: expected sizes of at least 1, got {' x '.join(map(str, sizes))}")
-    expected = math.prod(sizes)
-    most = path.stat().st_size * (DEFLATE_RATIO if path.suffix == ".gz" else 1)
-    if expected > most:
-        raise UserError(f"{path} is damaged: its header promises {expected:,} bytes, got {_held(path, size)}")
+    expected, file_size = math.prod(sizes), path.stat().st_size
+    if expected > file_size * (DEFLATE_RATIO if path.suffix == ".gz" else 1):
+        held = f"a gzip file of {file_size:,}" if path.suffix == ".gz" else f"{file_size - size:,}"
+        raise UserError(f"{path} is damaged: its header promises {expected:,} bytes, got {held}")
     content = bytearray()
     while part := file.read(min(PART, expected + 1 - len(content))):
         content += part
@@ -184,8 +184,3 @@ def _read_idx(path: Path, file: BinaryIO, dimensions: int) -> Tensor:
         got = f"{len(content):,}" if len(content) < expected else "more"
         raise UserError(f"{path} is damaged: its header promises {expected:,} bytes, got {got}")
     return torch.frombuffer(content, dtype=torch.uint8).reshape(sizes)
-
-
-def _held(path: Path, header: int) -> str:
-    held = path.stat().st_size
-    return f"a gzip file of {held:,}" if path.suffix == ".gz" else f"{held - header:,}"
