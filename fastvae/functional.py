@@ -77,7 +77,8 @@ def reparameterize(
         logvar: log σ², as ``mu``. Give this or ``std``.
         std: σ, as ``mu``.
         samples: draw this many for each example; z is then ``[samples, B, *latent]``.
-        generator: source of the seed; torch's default generator if None, so ``torch.manual_seed`` works.
+        generator: source of the seed; torch's default generator if None, so ``torch.manual_seed`` works. As with
+            ``torch.randn``, processes that were seeded alike draw alike: see "Seed each rank" in the README.
         seed: a 64-bit int instead, to draw one sample again.
 
     Returns:
