@@ -78,7 +78,8 @@ def reparameterize(
         logvar: log σ², as ``mu``. Give this or ``std``.
         std: σ, as ``mu``.
         samples: draw this many for each example; z is then ``[samples, B, *latent]``.
-        generator: source of the seed; torch's default generator if None, so ``torch.manual_seed`` works.
+        generator: source of the seed; torch's default generator if None, so ``torch.manual_seed`` works. As with
+            ``torch.randn``, processes that were seeded alike draw alike: see "Seed each rank" in the README.
         seed: a 64-bit int instead, to draw one sample again.
 
     Returns:
@@ -228,14 +229,20 @@ def _parameter(family: str, given: Mapping[str, Parameter | None], recon: Tensor
 
 
 def _dense(recon: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
-    """Views with the features last of ``channels_last`` images, and how to undo that for an elementwise loss.
+    """Views in the order ``recon`` has in memory, and how to undo that for an elementwise loss.
 
-    The order within an example does not matter to a reconstruction term, and this one needs no copy.
+    The order within an example does not matter to a reconstruction term, so images and videos that are
+    ``channels_last`` need no copy. A target in another order is copied into this one: here, once
+    for the forward and the backward.
     """
-    if recon.dim() != 4 or recon.is_contiguous() or not recon.is_contiguous(memory_format=torch.channels_last):
+    if recon.dim() not in (4, 5) or recon.is_contiguous():
         return recon, target, None
-    order = (0, 2, 3, 1)
-    return recon.permute(order), target.permute(order), (0, 3, 1, 2) if reduction == "none" else None
+    last = recon.dim() - 1
+    order = (0, *range(2, last + 1), 1)
+    if not recon.permute(order).is_contiguous():
+        return recon, target, None
+    undo = (0, last, *range(1, last)) if reduction == "none" else None
+    return recon.permute(order), target.permute(order).contiguous(), undo
 
 
 def bce(probs: Tensor, target: Tensor, *, eps: float | None = BCE_EPS, reduction: str = "batchmean") -> Tensor:

@@ -1,4 +1,4 @@
-"""Two processes that share the work: DDP and FSDP2 train as one process does with both halves of the batch."""
+"""Two processes: DDP and FSDP2 train as one process does with both halves of the batch; the noise of each."""
 
 from __future__ import annotations
 
@@ -71,6 +71,36 @@ def train(rank: int, wrap: Callable[[Network], nn.Module], folder: str) -> None:
     # Not Python's own end: gloo's threads outlive their group, and one that is then still to drop its last tensor
     # aborts the process when it asks for the interpreter's lock.
     os._exit(0)
+
+
+def draw(rank: int, folder: str) -> None:
+    """Rank r leaves what it drew after the seeds of a user: by torch, and by us."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    mu, logvar, drawn = torch.zeros(64, 64), torch.zeros(64, 64), {}
+    torch.manual_seed(0)
+    drawn["torch, one seed"] = torch.randn(64, 64)
+    torch.manual_seed(0)
+    drawn["one seed"] = fastvae.reparameterize(mu, logvar)
+    compiled = torch.compile(fastvae.reparameterize, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    drawn["one seed, compiled"] = compiled(mu, logvar)
+    torch.manual_seed(0 + rank)
+    drawn["a seed a rank"] = fastvae.reparameterize(mu, logvar)
+    drawn["a generator a rank"] = fastvae.reparameterize(mu, logvar, generator=torch.Generator().manual_seed(0 + rank))
+    drawn["seed="] = fastvae.reparameterize(mu, logvar, seed=3)
+    torch.save(drawn, Path(folder, f"drawn{rank}.pt"))
+    dist.barrier()
+    os._exit(0)  # as in train
+
+
+def test_ranks_draw_the_same_where_torch_does(tmp_path: Path) -> None:
+    """After one ``manual_seed`` on every rank, the same noise; after a seed a rank, independent noise."""
+    torch.multiprocessing.spawn(draw, (str(tmp_path),), nprocs=WORLD)
+    first, second = (torch.load(tmp_path / f"drawn{rank}.pt") for rank in range(WORLD))
+    for name in ("torch, one seed", "one seed", "one seed, compiled", "seed="):
+        assert torch.equal(first[name], second[name]), name
+    for name in ("a seed a rank", "a generator a rank"):
+        assert (first[name] * second[name]).mean().abs() < 5 / 64, f"{name}: five standard errors"
 
 
 @pytest.mark.parametrize("wrap", [with_ddp, with_fsdp2])

@@ -124,19 +124,31 @@ def test_sizes_around_the_blocks(backend: str, op: str, shape: tuple[int, ...]) 
             check(OPS[op], OPS[op].inputs(*shape), torch.float32, reduction)
 
 
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+LAYOUTS = [
+    ((3, 4, 5, 6), torch.channels_last),
+    ((3, 4, 5, 6), torch.contiguous_format),
+    ((3, 4, 2, 5, 6), torch.channels_last_3d),
+]
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), LAYOUTS, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_channels_last(backend: str, reduction: str, memory_format: torch.memory_format) -> None:
+def test_channels_last(
+    backend: str, reduction: str, shape: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    """The gradient has the layout of its tensor, as eager's; targets in either layout, uint8 among them."""
     op = OPS["bce_with_logits"]
-    logits, target = (t.float() for t in op.inputs(3, 4, 5, 6))
-    with fastvae.use_backend(backend):
-        want, (want_grad,) = value_and_gradients(lambda *a: op.call(*a, reduction=reduction), [logits, target], 1)
-        moved = [logits.to(memory_format=memory_format), target]
-        got, (grad,) = value_and_gradients(lambda *a: op.call(*a, reduction=reduction), moved, 1)
-    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(grad, want_grad, rtol=0, atol=0)
-    assert grad.is_contiguous(memory_format=memory_format), "the gradient has the layout of its tensor"
+    logits, target = (t.float() for t in op.inputs(*shape))
+    for x in (target, (target * 255).byte()):
+        with fastvae.use_backend(backend):
+            want, (want_grad,) = value_and_gradients(lambda *a: op.call(*a, reduction=reduction), [logits, x], 1)
+            for x_format in (memory_format, torch.contiguous_format):
+                moved = [logits.to(memory_format=memory_format), x.to(memory_format=x_format)]
+                got, (grad,) = value_and_gradients(lambda *a: op.call(*a, reduction=reduction), moved, 1)
+                torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(grad, want_grad, rtol=0, atol=0)
+                assert grad.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("op", OPS)
