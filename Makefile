@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint types bench bars results gpu roofline clean
+.PHONY: demo test lint types bench bars results gpu roofline sanitize bugs clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -47,6 +47,18 @@ roofline: $(VENV)/installed
 # On a machine with a GPU, in the environment that is active: checks every op on the device, then times it.
 gpu:
 	$(PYTHON) benchmarks/gpu.py
+
+# The compiled CPU loops and the emulated CUDA kernels, watched by AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(VENV)/installed
+	library=$$($(BIN)/python tests/cuda_emulator/build.py --sanitize) && \
+	FASTVAE_EMULATED_CUDA=$$library LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(BIN)/python -m pytest -p no:cacheprovider -k "(cpp or cuda) and not compile and not export and not process" \
+	tests/test_ops.py tests/test_noise.py tests/test_autograd.py tests/test_edges.py
+
+# Plants bugs in copies of the kernels and asks whether the tests see each.
+bugs: $(VENV)/installed
+	$(BIN)/python tests/planted_bugs.py
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info

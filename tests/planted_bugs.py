@@ -1,7 +1,8 @@
 """Plants bugs in the kernels, one at a time, and asks whether the tests see them: a test must be able to fail.
 
-``python tests/planted_bugs.py [NUMBER …]`` works on copies of the sources, some minutes in all. It ends with 1 if a bug goes unseen, and
-with an error if one cannot be planted any more, because its text is not in the sources exactly once.
+``python tests/planted_bugs.py [NUMBER …]`` (``make bugs``) works on copies of the sources, some minutes in all. It ends
+with 1 if a bug goes unseen, and with an error if one cannot be planted any more, because its text is not in the sources
+exactly once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import build
 
 ROOT = Path(__file__).parent.parent
 RECON, KL, OWN = "test_sizes and bce", "test_sizes and gaussian_kl", "test_each_tensor"
+NOISE = "test_the_contract or test_one_definition"
 
 
 class Bug(NamedTuple):
@@ -47,7 +49,7 @@ BUGS = [
         "turn.row * work.prior_logvar_stride", "turn.row * work.prior_mu_stride", OWN),
     Bug("every sample has the same noise", "cuda", "csrc/device/latent.cu",
         "noise<N>(seed, at);\n                    Values<V, N> drawn;",
-        "noise<N>(seed, row.flat + j);\n                    Values<V, N> drawn;", "test_the_contract or test_one_definition"),
+        "noise<N>(seed, row.flat + j);\n                    Values<V, N> drawn;", NOISE),
     Bug("only the first sums of a total are added", "cuda", "csrc/device/finish.cu",
         "reduction == EXAMPLE ? segments : segments * rows", "reduction == EXAMPLE ? segments : rows", RECON),
     Bug("two totals share one storage", "cuda", "csrc/device/finish.cu",
@@ -62,8 +64,8 @@ BUGS = [
         "if (j < stop) {", "if (j + 1 < stop) {", RECON),
     Bug("lanes beyond the end are multiplied in", "cpp", "csrc/host/reconstruction.cpp",
         "product *= there ? terms.factor : one;", "product *= terms.factor;", RECON),
-    Bug("the KL has the weight of the nll", "cpp", "csrc/host/primitives.cpp",
-        "kl.finish(reduction, kl_weight", "kl.finish(reduction, nll_weight", "test_elbo"),
+    Bug("the gradient of an ELBO has no weight", "cpp", "csrc/host/primitives.cpp",
+        "reconstruction.weight = nll_weight;", "reconstruction.weight = 1;", "test_elbo"),
     Bug("bfloat16 is rounded half up", "cpp", "csrc/host/simd.h",
         "((word >> 16) & 1) + 0x7fff", "0x8000", "test_every_half"),
     Bug("the last elements of a row are lost", "numba", "kernels/numba/reconstruction.py",
@@ -71,9 +73,10 @@ BUGS = [
     Bug("a gradient by row has no weight", "numba", "kernels/numba/reconstruction.py",
         "row * upstream_stride) * constant(weight, zero)", "row * upstream_stride)", "test_backward_twice"),
     Bug("every sample has the same noise", "numba", "kernels/numba/latent.py",
-        "offset = fill(seed, z, count, tile_ptr)\n                        for j in range(count):\n                            mu",
+        "offset = fill(seed, z, count, tile_ptr)\n                        for j in range(count):\n"
+        "                            mu",
         "offset = fill(seed, flat + start, count, tile_ptr)\n                        for j in range(count):\n"
-        "                            mu", "test_the_contract or test_one_definition"),
+        "                            mu", NOISE),
     Bug("a row of the prior's logvar is found by the stride of its mu", "numba", "kernels/numba/latent.py",
         "prior_logvar_row = row * prior_mu_stride, row * prior_logvar_stride\n                row_sum",
         "prior_logvar_row = row * prior_mu_stride, row * prior_mu_stride\n                row_sum", OWN),
@@ -91,7 +94,9 @@ def plant(bug: Bug, folder: Path) -> dict[str, str]:
     file = folder / bug.file if top == "csrc" else folder / "fastvae" / bug.file
     text = file.read_text()
     if text.count(bug.right) != 1:
-        raise SystemExit(f"{bug.file} has {bug.right!r} {text.count(bug.right)} times, not once: mend {Path(__file__).name}")
+        raise SystemExit(
+            f"{bug.file} has {bug.right!r} {text.count(bug.right)} times, not once: mend {Path(__file__).name}"
+        )
     file.write_text(text.replace(bug.right, bug.wrong))
     environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
     if top == "csrc":
@@ -111,7 +116,9 @@ def seen(bug: Bug) -> str:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *files]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode not in (0, 1):
-            raise SystemExit(f"{bug.what}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            raise SystemExit(
+                f"{bug.what}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            )
         complaint = re.search(r"^E +(.*)$", done.stdout, re.MULTILINE)
         return complaint[1][:100] if done.returncode == 1 and complaint else ""
 
