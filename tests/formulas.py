@@ -121,6 +121,8 @@ def continuous_bernoulli_logits(y: Tensor, x: Tensor, _: float) -> Nll:
     high = v.clamp(min=0)
     log_far = torch.log(-torch.expm1(-v.abs()) / v.abs())
     one, two = -1 / torch.expm1(-v), 1 / v
+    # from |y| = ½ on the kernels subtract one from the other
+    away = torch.where(near, 1 / -torch.expm1(-y.abs()), one.abs()) + 1 / y.abs()
     value = torch.where(near, log_series, high + log_far) - x * y
     value = torch.where((y == -math.inf) & (x > 0), math.inf, value)  # the limit; the terms are inf − inf
     return Nll(
@@ -131,7 +133,7 @@ def continuous_bernoulli_logits(y: Tensor, x: Tensor, _: float) -> Nll:
         ),
         Term(
             torch.where(near, mean_series, one - two) - x,
-            torch.where(near, 0.5 + s.abs(), one.abs() + two.abs()) + x.abs() + 2 * (y.abs() < 2),
+            torch.where(y.abs() < 0.5, 0.5 + s.abs(), away) + x.abs(),
             lost=short,
         ),
         Term(-y, y.abs()),
