@@ -80,7 +80,7 @@ template <class V>
 FASTVAE_MATH V log_normal_polynomial(V x) {
     const auto word = as_int(x);
     const auto e = (word - 0x3f3504f3) >> 23;
-    const V r = as_float(word - (e << 23)) - 1.0f;
+    const V r = as_float(word - e * (1 << 23)) - 1.0f;
     const V p = polynomial(r, constant<V>(7.0376836292e-2), constant<V>(-1.1514610310e-1), constant<V>(1.1676998740e-1),
                            constant<V>(-1.2420140846e-1), constant<V>(1.4249322787e-1), constant<V>(-1.6668057665e-1),
                            constant<V>(2.0000714765e-1), constant<V>(-2.4999993993e-1), constant<V>(3.3333331174e-1));

@@ -44,7 +44,7 @@ struct Normals {
 FASTVAE_MATH Normal squared_radius(Normal u) {
     const auto word = as_int(u);
     const auto e = (word - 0x3f3504f3) >> 23;
-    const Normal r = as_float(word - (e << 23)) - 1.0f, square = r * r;
+    const Normal r = as_float(word - e * (1 << 23)) - 1.0f, square = r * r;
     const Normal p = polynomial(r, constant<Normal>(0.08700361072), constant<Normal>(-0.1426747652),
                                 constant<Normal>(0.1491478675), constant<Normal>(-0.1657758598),
                                 constant<Normal>(0.1996306231), constant<Normal>(-0.2500133702),
