@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..kernels import triton as backend
-from ..kernels.likelihoods import LIKELIHOODS, default_number
+from ..kernels.likelihoods import DEFAULT_NUMBERS, LIKELIHOODS
 from ..kernels.triton import approx
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -208,7 +208,7 @@ def works(dtype: torch.dtype) -> Iterator[Work]:
 
 def _reconstruction_works(likelihood: str, dtype: torch.dtype) -> Iterator[Work]:
     size, recon, pixels = dtype.itemsize, _meta(ROWS, COLS, dtype=dtype), _meta(ROWS, COLS, dtype=torch.uint8)
-    options: dict[str, Any] = {"likelihood": likelihood, "parameter": default_number(likelihood)}
+    options: dict[str, Any] = {"likelihood": likelihood, "parameter": DEFAULT_NUMBERS[likelihood]}
     forward = partial(backend.reconstruction_forward, recon, **options)
     for of, target in (("", recon), (" uint8", pixels)):
         one_pass = partial(forward, target, reduction="batchmean", with_gradient=True)

@@ -53,7 +53,7 @@ FASTVAE_MATH KLGradients<V> kl_gradients(V c, V mu, V std, const Prior<V>& prior
     V slope;
     if constexpr (LOG_SCALE) slope = half * (var * prior.precision - one);
     else slope = std * prior.precision - divide(std, constant<V>(STD_EPS) + var);
-    const V grad_mu = c * d * prior.precision;
+    const V grad_mu = c * (d * prior.precision);  // c·d may leave the range, and precision bring it back
     return {grad_mu, c * slope, -grad_mu, half * c * (one - (var + d * d) * prior.precision)};
 }
 

@@ -189,3 +189,20 @@ print(os.waitpid(child, 0)[1])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert run.stdout.strip() == "0", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("mu", "prior_logvar", "upstream"), [(1e-18, -100.0, 1e-30), (3e38, 80.0, 2.0)], ids=["narrow prior", "wide prior"]
+)
+def test_the_gradient_with_a_prior_multiplies_the_derivative_last(
+    backend: str, mu: float, prior_logvar: float, upstream: float
+) -> None:
+    """upstream · distance may leave float32's range where distance · precision does not; or vanish beside infinity."""
+    leaves = [torch.full((1, 1), value, requires_grad=True) for value in (mu, 0.0)]
+    prior = {"prior_mu": leaves[1], "prior_logvar": torch.full((1, 1), prior_logvar)}
+    kl = fastvae.gaussian_kl(leaves[0], torch.zeros(1, 1), **prior, reduction="none")
+    grads = torch.autograd.grad(kl, leaves, torch.full((1, 1), upstream))
+    # float32 has no room for the narrow prior's precision
+    want = upstream * mu * math.exp(-prior_logvar) if prior_logvar > 0 else math.inf
+    for grad, sign in zip(grads, (1, -1), strict=True):
+        torch.testing.assert_close(grad.double(), torch.full((1, 1), sign * want).double(), rtol=1e-5, atol=0)

@@ -190,11 +190,11 @@ def backward(
                             kl = kl_element(log_scale, mu, scale, prior_mu, prior_logvar, precision)
                             c = zero if kl < floor else c
                         slope = half * (var * precision - one) if log_scale else std * precision - std / (eps + var)
-                        grad_mu += c * d * precision
+                        grad_mu += c * (d * precision)
                         grad_scale += c * slope
                         if with_prior:
                             at = flat + start + j
-                            store(dtype, grad_prior_mu_ptr, at, -c * d * precision)
+                            store(dtype, grad_prior_mu_ptr, at, -c * (d * precision))
                             store(dtype, grad_prior_logvar_ptr, at, half * c * (one - (var + d * d) * precision))
                     store(dtype, grad_mu_ptr, flat + start + j, grad_mu)
                     store(dtype, grad_scale_ptr, flat + start + j, grad_scale)

@@ -118,9 +118,9 @@ def latent_backward(
             grad_mu, grad_scale = grad_mu + c * m, grad_scale + c * (slope - log_slope)
         else:
             precision, d = torch.exp(-p_logvar), m - p_mu
-            grad_mu = grad_mu + c * d * precision
+            grad_mu = grad_mu + c * (d * precision)
             grad_scale = grad_scale + c * (slope * precision - log_slope)
-            grad_priors = [-c * d * precision, 0.5 * c * (1 - (var + d * d) * precision)]
+            grad_priors = [-c * (d * precision), 0.5 * c * (1 - (var + d * d) * precision)]
     elif prior_mu is not None:
         grad_priors = [torch.zeros_like(m), torch.zeros_like(m)]
     return [g.to(mu.dtype).contiguous() for g in (grad_mu, grad_scale, *grad_priors)]

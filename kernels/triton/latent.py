@@ -204,12 +204,12 @@ def backward_walk(
                 upstream = tl.where(kl < free_bits, 0.0, upstream + tl.zeros_like(kl))
             var = std * std
             if PRIOR:
-                grad_mu += upstream * d * precision
+                grad_mu += upstream * (d * precision)
                 if LOG_SCALE:
                     grad_scale += upstream * 0.5 * (var * precision - 1.0)
                 else:
                     grad_scale += upstream * (std * precision - std * reciprocal(var + STD_EPS))
-                by_prior = -upstream * d * precision
+                by_prior = -upstream * (d * precision)
                 tl.store(grad_prior_mu_ptr + here, rounded(by_prior, grad_prior_mu_ptr.dtype.element_ty), mask)
                 by_prior = upstream * 0.5 * (1.0 - (var + d * d) * precision)
                 tl.store(grad_prior_logvar_ptr + here, rounded(by_prior, grad_prior_logvar_ptr.dtype.element_ty), mask)
