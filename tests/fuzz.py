@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fastvae
-from fastvae.kernels.likelihoods import LIKELIHOODS, default_number
+from fastvae.kernels.likelihoods import LIKELIHOODS
 
 import formulas
 from formulas import CHAIN, FACTOR, NLL, NOISE, NOISE_ON_CPU, ULPS, Term, ulp
@@ -632,4 +632,4 @@ class Trial:
                 assert same(u, kept), "an upstream gradient was written to"
 
 
-__all__ = ["LAYOUTS", "RECONSTRUCTIONS", "TARGETS", "Case", "Trial", "default_number"]
+__all__ = ["LAYOUTS", "RECONSTRUCTIONS", "TARGETS", "Case", "Trial"]

@@ -14,8 +14,10 @@ import torch
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
+from fastvae.kernels.likelihoods import DEFAULT_NUMBERS
+
 import formulas
-from fuzz import LAYOUTS, RECONSTRUCTIONS, TARGETS, Case, Trial, default_number
+from fuzz import LAYOUTS, RECONSTRUCTIONS, TARGETS, Case, Trial
 from table import INTERPRETED, REDUCTIONS
 
 CASES = int(os.environ.get("FASTVAE_FUZZ", "0"))
@@ -118,7 +120,7 @@ def elbo(draw: st.DrawFn) -> Case:
     return Case(
         "elbo_loss" if plain else "vae_loss",
         likelihood,
-        default_number(likelihood),
+        DEFAULT_NUMBERS[likelihood],
         draw(shapes),
         draw(st.sampled_from(((2,), (20,), (0,), (), (3, 5)))),
         dtypes=draw(mixed(4, True)),

@@ -124,14 +124,14 @@ def test_sizes_around_the_blocks(backend: str, op: str, shape: tuple[int, ...]) 
             check(OPS[op], OPS[op].inputs(*shape), torch.float32, reduction)
 
 
-LAYOUTS = [
+CHANNELS_LAST = [
     ((3, 4, 5, 6), torch.channels_last),
     ((3, 4, 5, 6), torch.contiguous_format),
     ((3, 4, 2, 5, 6), torch.channels_last_3d),
 ]
 
 
-@pytest.mark.parametrize(("shape", "memory_format"), LAYOUTS, ids=str)
+@pytest.mark.parametrize(("shape", "memory_format"), CHANNELS_LAST, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_channels_last(
