@@ -29,6 +29,7 @@ from .kernels.reference import reconstruction as reference_reconstruction
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by the older vmap, which no mode and no transform announces
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -71,11 +72,6 @@ def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) 
     return _direct(op)(*alive, options)
 
 
-def _is_batched(grad: Tensor | None) -> bool:
-    """Whether it comes from the older vmap, which no mode and no transform announces."""
-    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
-
-
 @functools.cache
 def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -90,13 +86,19 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
 
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         # create_graph=True, or vmapped upstream gradients (of torch.func, or of is_grads_batched)
-        if torch.is_grad_enabled() or ops.transforms_active() or any(map(_is_batched, grads)):
-            return _padded(op.gradients(ctx, reference, True, ctx.saved_tensors, grads), op.tensors + 1)
-        grads = tuple(g if g is None else g.resolve_neg() for g in grads)
-        if ctx.primitives is not ops.OPERATORS and not ops.listened_to():
-            return _padded(op.gradients(ctx, ctx.primitives, False, ctx.saved_tensors, grads), op.tensors + 1)
-        with registry.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
-            return _padded(op.gradients(ctx, ops.OPERATORS, False, ctx.saved_tensors, grads), op.tensors + 1)
+        again = torch.is_grad_enabled() or ops.transforms_active()
+        alive: list[Tensor | None] = []
+        for grad in grads:
+            again = again or (grad is not None and _is_batched(grad))
+            alive.append(grad if grad is None or again else grad.resolve_neg())
+        if again:
+            gradients = op.gradients(ctx, reference, True, ctx.saved_tensors, grads)
+        elif ctx.primitives is not ops.OPERATORS and not ops.listened_to():
+            gradients = op.gradients(ctx, ctx.primitives, False, ctx.saved_tensors, alive)
+        else:
+            with registry.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
+                gradients = op.gradients(ctx, ops.OPERATORS, False, ctx.saved_tensors, alive)
+        return *gradients, *(None,) * (op.tensors + 1 - len(gradients))
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     direct: Any = type(op.primitive, (torch.autograd.Function,), members)
@@ -136,7 +138,8 @@ def _traced(op: Op) -> type[torch.autograd.Function]:
         saved = ctx.saved_tensors
         again = not torch.compiler.is_dynamo_compiling() and (torch.is_grad_enabled() or _is_wrapped(saved[0]))
         primitives = reference if again else ops.OPERATORS
-        return _padded(gradients_of(ctx, primitives, again, saved, grads), TENSORS + OPTIONS)
+        gradients = gradients_of(ctx, primitives, again, saved, grads)
+        return *gradients, *(None,) * (TENSORS + OPTIONS - len(gradients))
 
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
         function = functools.partial(expression, **options_of(args))
@@ -145,11 +148,6 @@ def _traced(op: Op) -> type[torch.autograd.Function]:
 
     members = {f.__name__: staticmethod(f) for f in (forward, setup_context, backward, vmap)}
     return type(op.primitive, (torch.autograd.Function,), members)
-
-
-def _padded(gradients: Gradients, count: int) -> Gradients:
-    """With None for the arguments that have none."""
-    return (*gradients, *(None,) * (count - len(gradients)))
 
 
 def _take_gradient(ctx: Any, primitives: Any, traced: Gradients, upstream: Tensor) -> list[Tensor]:
@@ -164,17 +162,14 @@ def _take_gradient(ctx: Any, primitives: Any, traced: Gradients, upstream: Tenso
     return gradients
 
 
-def _options(ctx: Any, *names: str) -> dict[str, Any]:
-    return {name: ctx.options[name] for name in names}
-
-
 def _reconstruction_gradients(
     ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, inputs: tuple[Any, ...], traced: Gradients
 ) -> Gradients:
     """Those of recon and target, and of the parameter if it is a third input."""
     if grad_nll is None:
         return (None,) * len(inputs)
-    options = _options(ctx, "likelihood", "parameter", "reduction")
+    given = ctx.options
+    options = {name: given[name] for name in ("likelihood", "parameter", "reduction")}
     recon_needed, target_needed = ctx.needs_input_grad[:2]
     tensor_needed = len(inputs) > 2 and ctx.needs_input_grad[2]
     needed: list[Tensor | None] = [None, None, None]
@@ -207,13 +202,14 @@ def _of_latent(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: 
 def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
     grad_loss, grad_nll, grad_kl = grads[:3]
     recon, target, mu, scale, *traced = saved
-    beta = ctx.options["beta"]
+    given = ctx.options
+    beta = given["beta"]
     weighted = grad_loss if grad_loss is None or beta == 1 else grad_loss * beta
     grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
     gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced))
     if grad_kl is None or not any(ctx.needs_input_grad[2:4]):
         return gradients
-    options = {"samples": 0, **_options(ctx, "log_scale", "free_bits", "reduction")}
+    options = {"samples": 0, **{name: given[name] for name in ("log_scale", "free_bits", "reduction")}}
     return (*gradients, *primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, **options))
 
 
