@@ -2,7 +2,7 @@
 
 Builds and installs the checkout without the network, checks every op on the device, then measures. Each step's output
 goes to ``DIR/gpu-STEP.log`` as it runs, so an interrupted run leaves what it had; the results file is that of
-``fastvae.benchmarks.run``.
+``fastvae bench``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parent.parent
-TESTS = ("tests/test_ops.py", "tests/test_noise.py", "tests/test_autograd.py")
+TESTS = ("tests/test_ops.py", "tests/test_noise.py", "tests/test_autograd.py", "tests/test_parameters.py")
+WORKERS = 12  # where pytest-xdist is there: most of the op table is compiling Triton kernels
 SANITIZED = "test_dtypes_and_reductions and float32 and (bce_with_logits or gaussian_kl) and cuda-"
 
 
@@ -27,12 +31,14 @@ def steps(output: Path, device: str) -> Iterator[tuple[str, int, list[str], dict
     here = {"FASTVAE_TEST_DEVICE": device}
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     pip = [python, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]
-    yield "build", 200, pip, {}
+    capability = "".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else ""
+    yield "build", 150, pip, {"FASTVAE_CUDA_ARCHS": capability} if capability else {}
     yield "info", 30, [python, "-m", "fastvae", "info"], {}
     yield "only-a-gpu-shows", 90, [*pytest, "tests/test_gpu.py", "-s"], {}
-    yield "op-table", 150, [*pytest, *TESTS, "-k", "not (gradcheck and torch)"], here
+    workers = ["-n", str(WORKERS)] if find_spec("xdist") else []
+    yield "op-table", 160, [*pytest, *workers, *TESTS, "-k", "not (gradcheck and torch)"], here
     results = ["--device", device, "--output", str(output / "gpu-results.json")]
-    yield "measure", 200, [python, "-m", "fastvae.benchmarks.run", *results], {}
+    yield "measure", 200, [python, "-m", "fastvae", "bench", *results], {}
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer:
         for tool in ("memcheck", "racecheck", "initcheck"):

@@ -117,8 +117,8 @@ def test_more_than_two_to_the_31_elements() -> None:
     for element in (count - 1, count - 2, 1 << 31, 7):
         words = philox4x32(3, element // 4)
         radius_word, angle_word = words[:2] if element % 4 < 2 else words[2:]
-        radius = math.sqrt(-2 * math.log((radius_word + 1) * 2.0**-32))
-        angle = 2 * math.pi * angle_word * 2.0**-32
+        radius = math.sqrt(-2 * math.log((radius_word + 0.5) * 2.0**-32))
+        angle = 2 * math.pi * (angle_word + 0.5) * 2.0**-32
         want = radius * (math.sin(angle) if element % 2 else math.cos(angle))
         assert abs(z[0, element].item() - want) < 0.01 * max(1, abs(want))
     del z
