@@ -32,6 +32,28 @@ def test_import_loads_nothing_heavy() -> None:
     assert python(code) == "[]"
 
 
+def test_numba_compiles_in_one_thread_before_others_run() -> None:
+    """Numba's compiler, entered by 16 threads at once, has crashed a process."""
+    numba = pytest.importorskip("numba")
+    from fastvae.kernels.numba import threads
+
+    asked: list[str] = []
+
+    @numba.njit(nogil=True)
+    def kernel(first: int, last: int) -> int:
+        return last - first
+
+    compiled = kernel.compile
+    kernel.compile = lambda sig: (asked.append(threading.current_thread().name), compiled(sig))[1]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        assert threads.run(kernel, 8, threads.MIN_ELEMENTS) == 1
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [threading.current_thread().name]
+
+
 def test_torch_backend_needs_no_numba() -> None:
     code = (
         "import sys; sys.modules['numba'] = None; import torch, fastvae;"

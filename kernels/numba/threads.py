@@ -8,13 +8,15 @@ kernel writes for a row does not depend on the split, so results are the same bi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 
 MIN_ELEMENTS = 1 << 15  # a thread's share below which waking it (20 to 50 µs) costs more than it saves
 
+_compiling = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 
@@ -28,12 +30,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def run(kernel: Callable[..., int], rows: int, cost: int, *args: int | float) -> int:
-    """``kernel(first, last, *args)`` over spans of ``rows`` rows; the bitwise or of what the spans return.
+def run(kernel: Any, rows: int, cost: int, *args: int | float) -> int:
+    """``kernel(first, last, *args)``, of Numba, over spans of ``rows`` rows; the bitwise or of what the spans return.
 
     ``cost`` is the number of elements of one row, for the decision how many threads are worth waking.
     """
     global _pool, _pool_size
+    if not kernel.overloads:
+        with _compiling:  # here, once: 16 threads that all asked Numba to compile have crashed a process
+            kernel(0, 0, *args)
     threads = min(torch.get_num_threads(), rows, max(1, rows * cost // MIN_ELEMENTS))
     if threads <= 1:
         return kernel(0, rows, *args)
