@@ -85,7 +85,8 @@ class use_backend(contextlib.ContextDecorator):  # noqa: N801  (called like torc
     """Run every op from here on, in this thread, on one backend; in a ``with`` block, until it ends.
 
     Args:
-        name: ``"torch"``, ``"numba"``, …: a key of :func:`backends`. For a whole process, set ``FASTVAE_BACKEND``.
+        name: ``"torch"``, ``"numba"``, …: a key of :func:`backends`. For a whole process, set ``FASTVAE_BACKEND``: what
+            activation checkpointing recomputes on a GPU runs in a thread of autograd's own.
 
     Raises:
         ValueError: there is no backend of that name.

@@ -227,7 +227,11 @@ Y = torch.zeros(2, 3)
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: fastvae.gaussian_nll(Y, Y, var=torch.zeros(3)), ValueError, "var must be > 0, got 0"),
+        (
+            lambda: fastvae.gaussian_nll(Y.cpu(), Y.cpu(), var=torch.zeros(3, device="cpu")),
+            ValueError,
+            "var must be > 0",
+        ),
         (
             lambda: fastvae.gaussian_nll(Y, Y, var=torch.ones(2)),
             ValueError,
