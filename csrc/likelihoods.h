@@ -61,26 +61,30 @@ struct BernoulliProbs : WithoutFactor<BernoulliProbs> {
     }
 };
 
-#ifndef __CUDACC__
-// BernoulliProbs where many elements are added up and eps is at least MIN_EPS. With l the larger of p and q, s the smaller
-// and w the weight of log s: −log l − w·log(s/l). l is in [½, 1], so its logarithm is a factor; both terms are positive, so
-// nothing cancels; and one division serves s/l and the derivative.
+// BernoulliProbs where many elements are added up and, on a CPU, eps is at least MIN_EPS. With l the larger of p and q, s the
+// smaller and w the weight of log s: −log l − w·log(s/l). l is in [½, 1], so its logarithm is a factor; both terms are
+// positive, so nothing cancels.
 struct BernoulliProbsSummed {
     static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = true;
     static constexpr float FACTOR_SIGN = -1, MIN_EPS = 1e-18f;  // s² is a normal number
 
-    static FASTVAE_INLINE Terms<Float> terms(Float y, Float x, Float eps) {
-        const Float one = constant<Float>(1), zero{}, high = one - eps, z = one - y;
-        const Float p = at_most(high, at_least(eps, y)), q = at_most(high, at_least(eps, z));
-        const Float inverse = divide(one, p * q), larger = at_least(p, q), smaller = at_most(p, q);
-        const Float weight = p < q ? x : one - x;
-        Float derivative = (y - x) * inverse;
+    template <class V>
+    static FASTVAE_MATH Terms<V> terms(V y, V x, V eps) {
+        const V one = constant<V>(1), zero = constant<V>(0), high = one - eps, z = one - y;
+        const V p = at_most(high, at_least(eps, y)), q = at_most(high, at_least(eps, z));
+        const V inverse = divide(one, p * q), larger = at_least(p, q), smaller = at_most(p, q);
+#ifdef __CUDACC__
+        const V ratio = divide(smaller, larger);
+#else
+        const V ratio = smaller * smaller * inverse;  // a division less
+#endif
+        const V weight = p < q ? x : one - x;
+        V derivative = (y - x) * inverse;
         derivative = y < eps ? zero : derivative;
         derivative = z < eps ? zero : derivative;
-        return {-weight * log_normal(smaller * smaller * inverse), larger, derivative};
+        return {-weight * log_normal(ratio), larger, derivative};
     }
 };
-#endif
 
 struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
     static constexpr const char* NAME = "bernoulli_probs_log_clamped";
@@ -128,13 +132,13 @@ struct Gaussian : WithoutFactor<Gaussian> {
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V var) {
-        const V d = y - x, half = constant<V>(0.5), precision = divide(constant<V>(1), var);
+        const V d = y - x, half = constant<V>(0.5), precision = reciprocal(var);
         return {half * d * d * precision + half * log_normal(constant<V>(6.283185307179586) * var), constant<V>(1),
                 d * precision};
     }
     template <class V>
     static FASTVAE_MATH V slope(V y, V x, V var) {
-        const V d = y - x, precision = divide(constant<V>(1), var);
+        const V d = y - x, precision = reciprocal(var);
         return constant<V>(0.5) * precision * (constant<V>(1) - d * d * precision);
     }
 };
@@ -186,12 +190,12 @@ struct Laplace : WithoutFactor<Laplace> {
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V scale) {
         const Terms<V> l1 = AbsoluteError::terms(y, x, scale);
-        const V precision = divide(constant<V>(1), scale);
+        const V precision = reciprocal(scale);
         return {l1.additive * precision + log_normal(constant<V>(2) * scale), l1.factor, l1.derivative * precision};
     }
     template <class V>
     static FASTVAE_MATH V slope(V y, V x, V scale) {
-        const V one = constant<V>(1), precision = divide(one, scale);
+        const V one = constant<V>(1), precision = reciprocal(scale);
         return precision * (one - absolute(y - x) * precision);
     }
 };

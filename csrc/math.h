@@ -1,7 +1,8 @@
 // exp and log for `float` on a GPU and for vectors on a CPU. Polynomials from the Cephes library (Moshier), in fused
 // multiply-adds and 32-bit integers, so that a compiler has nothing to decide. NaN in gives NaN out.
 //
-// On a GPU they come from the special-function units where the promise on accuracy still holds; each says its error.
+// On a GPU they come from the special-function units where the promise on accuracy holds at the errors NVIDIA documents for
+// those; each says its error.
 #pragma once
 
 #include <cmath>
@@ -37,6 +38,8 @@ FASTVAE_MATH V constant(double value) {
 FASTVAE_MATH int as_int(float x) { return __float_as_int(x); }
 FASTVAE_MATH float as_float(int x) { return __int_as_float(x); }
 FASTVAE_MATH float to_float(int x) { return static_cast<float>(x); }
+// 2ⁿ for n from -127, which gives 0, to 128.
+FASTVAE_MATH float power_of_two(int n) { return as_float(static_cast<int>(static_cast<unsigned>(n + 127) << 23)); }
 FASTVAE_MATH float negative_absolute(float x) { return -fabsf(x); }
 FASTVAE_MATH double negative_absolute(double x) { return -fabs(x); }
 FASTVAE_MATH float absolute(float x) { return fabsf(x); }
@@ -49,6 +52,8 @@ FASTVAE_MATH V if_negative(V x, V a, V b) {
 }
 FASTVAE_MATH float divide(float a, float b) { return __fdividef(a, b); }  // 2 ulp
 FASTVAE_MATH double divide(double a, double b) { return a / b; }
+FASTVAE_MATH float reciprocal(float x) { return __frcp_rn(x); }
+FASTVAE_MATH double reciprocal(double x) { return 1 / x; }
 template <class V>
 FASTVAE_MATH V reciprocal_above_one(V x) {
     return divide(V(1), x);
@@ -59,9 +64,14 @@ FASTVAE_MATH double exp_negative(double x) { return ::exp(x); }
 FASTVAE_MATH double log(double x) { return ::log(x); }
 FASTVAE_MATH double log_normal(double x) { return ::log(x); }
 #else
+FASTVAE_MATH Float power_of_two(Int n) { return as_float((n + 127) << 23); }
 template <class V>
 FASTVAE_MATH V positive_part(V x) {
     return at_least(V{}, x);
+}
+template <class V>
+FASTVAE_MATH V reciprocal(V x) {
+    return divide(constant<V>(1), x);
 }
 #endif
 
@@ -73,6 +83,31 @@ FASTVAE_MATH V polynomial(V, V c0) {
 template <class V, class... C>
 FASTVAE_MATH V polynomial(V x, V c0, V c1, C... c) {
     return polynomial(x, c0 * x + c1, c...);
+}
+
+// e^r for r within ±½ln 2, in pairs: half the latency of one long chain.
+template <class V>
+FASTVAE_MATH V exp_mantissa(V r) {
+    const V square = r * r;
+    const V low = 1.6666665459e-1f * r + 5.0000001201e-1f, middle = 8.3334519073e-3f * r + 4.1665795894e-2f;
+    const V high = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    return (((high * square + middle) * square + low) * square + r) + 1.0f;
+}
+
+constexpr float LOG2_E = 1.4426950408889634f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+constexpr float MAGIC = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
+constexpr int MAGIC_BITS = 0x4B400000;
+
+// e^x for any x, within 2 ulp where that is a normal number: below 88.72 finite, above it infinite, and 0 below -104.
+template <class V>
+FASTVAE_MATH V exp_polynomial(V x) {
+    // at these ends the product with 2^n has overflowed, or rounded to 0, by itself
+    x = at_most(constant<V>(89), at_least(constant<V>(-104), x));
+    const V shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
+    const V r = x - n * LN2_HIGH - n * LN2_LOW;
+    // 2^n in two factors: n is from -150 to 128
+    const auto exponent = as_int(shifted) - MAGIC_BITS, half = exponent >> 1;
+    return exp_mantissa(r) * power_of_two(half) * power_of_two(exponent - half);
 }
 
 // log x for a positive normal x; within 1 ulp. Anything else gives something finite or NaN.
@@ -93,14 +128,7 @@ FASTVAE_MATH V log_normal_polynomial(V x) {
 
 FASTVAE_MATH float log_normal(float x) { return log_normal_polynomial(x); }
 
-// e^x, within 3 ulp: what x·log2(e) rounds away is put back.
-FASTVAE_MATH float exp(float x) {
-    const float n = rintf(fminf(fmaxf(x * 1.4426950408889634f, -126.0f), 128.0f));
-    const float r = fmaf(x, 1.92596299e-8f, fmaf(x, 1.44269502f, -n));
-    // 2^n in two factors: n can be 128
-    const int exponent = static_cast<int>(n), half = exponent >> 1;
-    return ex2_approx(r) * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
-}
+FASTVAE_MATH float exp(float x) { return exp_polynomial(x); }
 // e^x for x ≤ 0; absolute error about 2⁻²³, 0 below -87.
 FASTVAE_MATH float exp_negative(float x) { return ex2_approx(x * 1.4426950408889634f); }
 // log x for x ≥ 0; absolute error 2⁻²² for x in [½, 2], 2 ulp outside; −∞ at 0.
@@ -108,35 +136,14 @@ FASTVAE_MATH float log(float x) { return __logf(x); }
 
 #else
 
-// e^r for r within ±½ln 2, in pairs: half the latency of one long chain.
-FASTVAE_INLINE Float exp_mantissa(Float r) {
-    const Float square = r * r;
-    const Float low = 1.6666665459e-1f * r + 5.0000001201e-1f, middle = 8.3334519073e-3f * r + 4.1665795894e-2f;
-    const Float high = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    return (((high * square + middle) * square + low) * square + r) + 1.0f;
-}
-
-constexpr float LOG2_E = 1.4426950408889634f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
-constexpr float MAGIC = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
-constexpr int MAGIC_BITS = 0x4B400000;
-
-// e^x for any x, within 2 ulp where that is a normal number: below 88.72 finite, above it infinite, and 0 below -104.
-FASTVAE_INLINE Float exp(Float x) {
-    // at these ends the product with 2^n has overflowed, or rounded to 0, by itself
-    x = at_most(constant<Float>(89), at_least(constant<Float>(-104), x));
-    const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
-    const Float r = x - n * LN2_HIGH - n * LN2_LOW;
-    // 2^n in two factors: n is from -150 to 128
-    const Int exponent = as_int(shifted) - MAGIC_BITS, half = exponent >> 1;
-    return exp_mantissa(r) * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
-}
 // e^x for x ≤ 0, e^-87 below -87; within 2 ulp.
 FASTVAE_INLINE Float exp_negative(Float x) {
     x = at_least(constant<Float>(-87), x);
     const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
     const Float r = x - n * LN2_HIGH - n * LN2_LOW;
-    return exp_mantissa(r) * as_float((as_int(shifted) + (127 - MAGIC_BITS)) << 23);
+    return exp_mantissa(r) * power_of_two(as_int(shifted) - MAGIC_BITS);
 }
+FASTVAE_INLINE Float exp(Float x) { return exp_polynomial(x); }
 FASTVAE_INLINE Float log_normal(Float x) { return log_normal_polynomial(x); }
 // log x for x ≥ 0, subnormals included; about -104 at 0, be it positive or negative.
 FASTVAE_INLINE Float log(Float x) {

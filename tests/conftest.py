@@ -18,6 +18,11 @@ if EMULATED := os.environ.get("FASTVAE_EMULATED_CUDA"):  # before `table` looks 
 
     build.load(EMULATED)
 
+if os.environ.get("FASTVAE_PERTURB"):
+    import perturbed
+
+    perturbed.perturb()
+
 from table import DEVICE
 
 if DEVICE != "cpu":

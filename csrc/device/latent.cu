@@ -108,7 +108,8 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(const Latent work, con
                 V part = 0;
 #pragma unroll
                 for (int k = 0; k < N; ++k) {
-                    kl.v[k] = kl_element<LOG_SCALE>(mu.v[k], scale.v[k], std.v[k] * std.v[k], prior.v[k]);
+                    const V var = WITH_Z ? std.v[k] * std.v[k] : var_of<LOG_SCALE>(scale.v[k]);
+                    kl.v[k] = kl_element<LOG_SCALE>(mu.v[k], scale.v[k], var, prior.v[k]);
                     if (floor > 0) kl.v[k] = kl.v[k] < floor ? floor : kl.v[k];
                     part += kl.v[k];
                 }

@@ -11,7 +11,7 @@ namespace fastvae {
 namespace device {
 namespace {
 
-constexpr int FACTORS = 96;  // in [1, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
+constexpr int FACTORS = 96;  // in [½, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
 
 // Elements of Y in 16 bytes.
 template <class Y>
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const Reconstruction work
             product *= factor;
             factors += N;
             if (factors > FACTORS - VECTOR<Y>) {
-                if constexpr (TERM::HAS_FACTOR) additive += log_normal(product);
+                if constexpr (TERM::HAS_FACTOR) additive += V(TERM::FACTOR_SIGN) * log_normal(product);
                 sum += static_cast<double>(additive);
                 additive = 0;
                 product = 1;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const Reconstruction work
             }
         });
         if (work.sums != nullptr) {
-            if constexpr (TERM::HAS_FACTOR) additive += log_normal(product);
+            if constexpr (TERM::HAS_FACTOR) additive += V(TERM::FACTOR_SIGN) * log_normal(product);
             write_sum(storage, group, turn, sum + static_cast<double>(additive), work.sums);
         }
     });
@@ -176,6 +176,8 @@ template <class TERM, class Y, class X>
 void launch_for_types(const Reconstruction& work, const Share& share, cudaStream_t stream) {
     if (work.nll != nullptr || work.upstream_by_element) {
         launch(elements_kernel<TERM, Y, X>, share.grid, stream, work, share.group);
+    } else if constexpr (std::is_same_v<TERM, BernoulliProbs>) {
+        launch(rows_kernel<BernoulliProbsSummed, Y, X>, share.grid, stream, work, share.group);
     } else {
         launch(rows_kernel<TERM, Y, X>, share.grid, stream, work, share.group);
     }

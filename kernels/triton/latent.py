@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..reference.latent import STD_EPS as _STD_EPS
-from .approx import exp, exp_compensated, log, reciprocal, rounded
+from .approx import exp, exp_accurate, log, reciprocal, rounded
 from .noise import normals, normals_at
 from .reconstruction import inside, offsets, whole_or_masked
 
@@ -52,10 +52,10 @@ def epsilon(
 
 @triton.jit
 def kl_element(
-    mu, scale, d, prior_logvar, precision, dtype: tl.constexpr, LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr
+    mu, scale, d, prior_logvar, precision, NARROW: tl.constexpr, LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr
 ):
     """½(logvar_p − log σ² + (σ² + d²)/σ_p² − 1), nats; d = mu − mu_p. Reference: kernels/reference/latent.py."""
-    var = exp_compensated(scale) if LOG_SCALE else scale * scale
+    var = exp_accurate(scale, NARROW) if LOG_SCALE else scale * scale
     log_var = scale if LOG_SCALE else log(var + STD_EPS)
     if PRIOR:
         return 0.5 * ((var + d * d) * precision - 1.0 + (prior_logvar - log_var))
@@ -72,7 +72,8 @@ def forward_walk(
     dtype: tl.constexpr,
 ):  # fmt: skip
     """Writes z and elementwise KL; returns Σ KL of each row over this program's columns, [ROWS]."""
-    TOGETHER: tl.constexpr = 2 if mu_ptr.dtype.element_ty.primitive_bitwidth == 16 and BLOCK >= 8 else 1
+    NARROW: tl.constexpr = mu_ptr.dtype.element_ty != dtype
+    TOGETHER: tl.constexpr = 2 if NARROW and BLOCK >= 8 else 1
     kl_sum = tl.zeros((ROWS, BLOCK), dtype)
     for _ in range(steps):
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
@@ -96,8 +97,8 @@ def forward_walk(
                 prior_logvar_at = places(row, start, prior_logvar_stride, inner, ROWS, BLOCK, DIVIDE)
                 d = mu - fetch(prior_mu_ptr, prior_mu_at, mask, dtype, MASKED)
                 prior_logvar = fetch(prior_logvar_ptr, prior_logvar_at, mask, dtype, MASKED)
-                precision = exp_compensated(-prior_logvar)
-            kl = kl_element(mu, scale, d, prior_logvar, precision, dtype, LOG_SCALE, PRIOR)
+                precision = exp_accurate(-prior_logvar, NARROW)
+            kl = kl_element(mu, scale, d, prior_logvar, precision, NARROW, LOG_SCALE, PRIOR)
             if FREE_BITS:
                 kl = tl.where(kl < free_bits, free_bits, kl)
             if KL == "elements":
@@ -164,7 +165,8 @@ def backward_walk(
     DIVIDE: tl.constexpr, QUADS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     dtype: tl.constexpr,
 ):  # fmt: skip
-    TOGETHER: tl.constexpr = 2 if mu_ptr.dtype.element_ty.primitive_bitwidth == 16 and BLOCK >= 8 else 1
+    NARROW: tl.constexpr = mu_ptr.dtype.element_ty != dtype
+    TOGETHER: tl.constexpr = 2 if NARROW and BLOCK >= 8 else 1
     if KL == "rows":
         at = row + tl.arange(0, ROWS)
         row_upstream = tl.load(grad_kl_ptr + at * grad_kl_stride, at < rows, other=0).to(dtype)[:, None] * weight
@@ -175,7 +177,7 @@ def backward_walk(
         here = places(row, start, cols, inner, ROWS, BLOCK, False)
         grad_mu = tl.zeros((ROWS, BLOCK), dtype)
         grad_scale = tl.zeros((ROWS, BLOCK), dtype)
-        std = exp_compensated(0.5 * scale) if LOG_SCALE else scale
+        std = exp_accurate(0.5 * scale, NARROW or KL == "") if LOG_SCALE else scale
         if SAMPLE == 1:
             grad_mu = fetch(grad_z_ptr, here, mask, dtype, MASKED)
             grad_scale = grad_mu * epsilon(seed, 0, row, start, cols, TOGETHER, QUADS, ROWS, BLOCK).to(dtype)
@@ -198,9 +200,9 @@ def backward_walk(
                 prior_logvar_at = places(row, start, prior_logvar_stride, inner, ROWS, BLOCK, DIVIDE)
                 d = mu - fetch(prior_mu_ptr, prior_mu_at, mask, dtype, MASKED)
                 prior_logvar = fetch(prior_logvar_ptr, prior_logvar_at, mask, dtype, MASKED)
-                precision = exp_compensated(-prior_logvar)
+                precision = exp_accurate(-prior_logvar, NARROW)
             if FREE_BITS:
-                kl = kl_element(mu, scale, d, prior_logvar, precision, dtype, LOG_SCALE, PRIOR)
+                kl = kl_element(mu, scale, d, prior_logvar, precision, NARROW, LOG_SCALE, PRIOR)
                 upstream = tl.where(kl < free_bits, 0.0, upstream + tl.zeros_like(kl))
             var = std * std
             if PRIOR:

@@ -1,7 +1,8 @@
 """Each reconstruction term for a tile: ``(y, x, parameter) → (additive, factor, derivative)``.
 
-nll = additive + log(factor): a loop multiplies factors in [1, 2] and takes one logarithm for up to 64 of them. A term
-without such a factor has 1, which the compiler removes. Formulas and sources: kernels/likelihoods.py.
+nll = additive + log(factor), or − log(factor) where that is in [½, 1]: a loop multiplies factors and takes one
+logarithm for up to 64 of them (`log_of_factors`). A term without a factor has 1, which the compiler removes. Formulas
+and sources: kernels/likelihoods.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..likelihoods import bound
-from .approx import exp, log, reciprocal
+from .approx import exp, log, log_accurate, reciprocal, reciprocal_accurate, reciprocal_of_normal
 
 TWO_PI = tl.constexpr(6.283185307179586)
 LOG_TWO_PI = tl.constexpr(1.8378770664093453)
@@ -36,13 +37,20 @@ def bernoulli_logits_exact(y, x):
 
 
 @triton.jit
-def bernoulli_probs(y, x, eps):
+def bernoulli_probs(y, x, eps, NARROW: tl.constexpr):
+    """With l the larger of p and q, s the smaller and w the weight of log s: −log l − w·log(s/l). Nothing cancels.
+
+    NARROW: y came in half precision, whose own error leaves room for the GPU's logarithm.
+    """
     z = 1.0 - y
-    high = 1.0 - eps
-    p = tl.where(y < eps, eps, tl.where(y > high, high, y))
-    q = tl.where(z < eps, eps, tl.where(z > high, high, z))
-    derivative = tl.where((y < eps) | (z < eps), 0.0, (y - x) * reciprocal(p * q))  # (1−x)/q − x/p
-    return -x * log(p) - (1.0 - x) * log(q), 1.0, derivative
+    smaller = tl.minimum(y, z)
+    s = tl.maximum(smaller, eps, propagate_nan=tl.PropagateNan.ALL)
+    larger = tl.minimum(tl.maximum(y, z), 1.0 - eps, propagate_nan=tl.PropagateNan.ALL)
+    inverse = reciprocal_of_normal(larger)
+    ratio = s * inverse
+    derivative = tl.where(smaller < eps, 0.0, (y - x) * (inverse * reciprocal(s)))  # (1−x)/q − x/p
+    log_ratio = log(ratio) if NARROW else log_accurate(ratio)
+    return -tl.where(y < z, x, 1.0 - x) * log_ratio, larger, derivative
 
 
 @triton.jit
@@ -104,15 +112,21 @@ def continuous_bernoulli_logits(y, x):
 
 
 @triton.jit
+def one_minus(a, b):
+    """1 − a·b in one rounding, said so: else a kernel that needs a·b besides rounds twice, and another does not."""
+    return tl.fma(-a, b, tl.full((1, 1), 1.0, a.dtype))
+
+
+@triton.jit
 def gaussian(y, x, var):
-    d, precision = y - x, 1.0 / var
+    d, precision = y - x, reciprocal_accurate(var)
     return 0.5 * (d * d * precision + log(var * TWO_PI)), 1.0, d * precision
 
 
 @triton.jit
 def gaussian_by_var(y, x, var):
-    d, precision = y - x, 1.0 / var
-    return 0.5 * precision * (1.0 - d * d * precision)
+    d, precision = y - x, reciprocal_accurate(var)
+    return 0.5 * precision * one_minus(d * d, precision)
 
 
 @triton.jit
@@ -124,7 +138,7 @@ def gaussian_logvar(y, x, logvar):
 @triton.jit
 def gaussian_by_logvar(y, x, logvar):
     d = y - x
-    return 0.5 * (1.0 - d * d * exp(-logvar))
+    return 0.5 * one_minus(d * d, exp(-logvar))
 
 
 @triton.jit
@@ -142,14 +156,14 @@ def l1(y, x):
 @triton.jit
 def laplace(y, x, scale):
     distance, one, sign = l1(y, x)
-    precision = 1.0 / scale
+    precision = reciprocal_accurate(scale)
     return distance * precision + log(2.0 * scale), one, sign * precision
 
 
 @triton.jit
 def laplace_by_scale(y, x, scale):
-    precision = 1.0 / scale
-    return precision * (1.0 - tl.abs(y - x) * precision)
+    precision = reciprocal_accurate(scale)
+    return precision * one_minus(tl.abs(y - x), precision)
 
 
 @triton.jit
@@ -161,7 +175,7 @@ def laplace_log_scale(y, x, log_scale):
 
 @triton.jit
 def laplace_by_log_scale(y, x, log_scale):
-    return 1.0 - tl.abs(y - x) * exp(-log_scale)
+    return one_minus(tl.abs(y - x), exp(-log_scale))
 
 
 TERMS = {
@@ -187,12 +201,15 @@ bound("triton", TERMS, SLOPES)
 
 
 @triton.jit
-def terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
-    """``(additive, factor, derivative)``; ``parameter`` is eps or var, where there is one."""
+def terms(y, x, parameter, LIKELIHOOD: tl.constexpr, NARROW: tl.constexpr = False):
+    """``(additive, factor, derivative)``; ``parameter`` is eps or var, where there is one.
+
+    NARROW: y came in half precision.
+    """
     if LIKELIHOOD == "bernoulli_logits":
         return bernoulli_logits(y, x)
     elif LIKELIHOOD == "bernoulli_probs":
-        return bernoulli_probs(y, x, parameter)
+        return bernoulli_probs(y, x, parameter, NARROW)
     elif LIKELIHOOD == "bernoulli_probs_log_clamped":
         return bernoulli_probs_log_clamped(y, x)
     elif LIKELIHOOD == "continuous_bernoulli_logits":
@@ -211,6 +228,13 @@ def terms(y, x, parameter, LIKELIHOOD: tl.constexpr):
         return laplace_log_scale(y, x, parameter)
     else:
         tl.static_assert(False, "a likelihood of TERMS is not among these")
+
+
+@triton.jit
+def log_of_factors(product, LIKELIHOOD: tl.constexpr):
+    """What the factors of many terms add to their nll."""
+    log_product = log_accurate(product) + (product - product)  # a NaN stays
+    return -log_product if LIKELIHOOD == "bernoulli_probs" else log_product
 
 
 @triton.jit

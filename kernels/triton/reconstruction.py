@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .approx import log, rounded
-from .likelihoods import element_terms, parameter_slope, terms
+from .approx import rounded
+from .likelihoods import element_terms, log_of_factors, parameter_slope, terms
 
 ONE_255TH_HIGH = tl.constexpr(2.0**-8 + 2.0**-16)
 ONE_255TH_LOW = tl.constexpr(2.0**-24 + 2.0**-32 + 2.0**-40 + 2.0**-47)
@@ -75,14 +75,14 @@ def forward_walk(
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
         y = tl.load(recon_ptr + start + recon_at, mask, other=0) if MASKED else tl.load(recon_ptr + start + recon_at)
         x = load_target(target_ptr + start + target_at, mask, dtype, MASKED)
-        additive, factor, derivative = terms(y.to(dtype), x, parameter, LIKELIHOOD)
+        additive, factor, derivative = terms(y.to(dtype), x, parameter, LIKELIHOOD, recon_ptr.dtype.element_ty != dtype)
         additive_sum += tl.where(mask, additive, 0.0) if MASKED else additive
         product *= tl.where(mask, factor, 1.0) if MASKED else factor
         if WITH_GRADIENT:
             gradient = rounded(derivative * weight, grad_ptr.dtype.element_ty)
             tl.store(grad_ptr + start + grad_at, gradient, mask)
         start += BLOCK
-    return tl.sum(additive_sum + log(product), axis=1)
+    return tl.sum(additive_sum + log_of_factors(product, LIKELIHOOD), axis=1)
 
 
 @triton.jit

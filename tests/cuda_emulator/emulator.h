@@ -153,6 +153,7 @@ inline float __fdividef(float x, float y) {
     if (std::fabs(y) > 0x1p126f && std::isfinite(y)) return std::isinf(x) ? NAN : std::copysign(0.0f, x) * std::copysign(1.0f, y);
     return emulator::off_by(x / y, 2);
 }
+inline float __frcp_rn(float x) { return 1 / x; }
 inline float __logf(float x) {
     const float log = static_cast<float>(std::log(static_cast<double>(x)));
     return x >= 0.5f && x <= 2 ? emulator::absolutely_off(log, 0x1p-21f * 0.7526f) : emulator::off_by(log, 3);
