@@ -229,14 +229,14 @@ def ulp(dtype: torch.dtype) -> float:
 
 
 def epsilon(seed: int, shape: torch.Size) -> Tensor:
-    """The noise contract in float64; the radius comes from (r + 1)·2⁻³² rounded to float32, which is part of it."""
+    """The noise contract in float64; the radius comes from (r + ½)·2⁻³² rounded to float32, which is part of it."""
     count, key = shape.numel(), seed % (1 << 64)
     q = torch.arange((count + 3) // 4)
     zero = torch.zeros_like(q)
     words = philox4x32((torch.tensor(key & WORD), torch.tensor(key >> 32)), (q, zero, zero, zero))
     pairs = []
     for radius_word, angle_word in (words[:2], words[2:]):
-        radius = (-2 * ((radius_word.float() + 1) * 2.0**-32).double().log()).sqrt()
-        angle = angle_word.double() * (2 * math.pi * 2.0**-32)
+        radius = (-2 * ((radius_word.float() + 0.5) * 2.0**-32).double().log()).sqrt()
+        angle = (angle_word.double() + 0.5) * (2 * math.pi * 2.0**-32)
         pairs += [radius * angle.cos(), radius * angle.sin()]
     return torch.stack(pairs, dim=1).reshape(-1)[:count].reshape(shape)
