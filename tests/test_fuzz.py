@@ -34,10 +34,10 @@ images = st.tuples(*[st.sampled_from((1, 2, 3, 5))] * 4)
 edges = ((1, 17), (33, 3), (2, 768), (1, 769), (3, 300))
 large = ((1, 4097), (3, 4096), (4099, 2), (5, 1, 1025), (9, 2500))
 shapes = st.one_of(
-    *[st.lists(sizes, min_size=1, max_size=3).map(tuple)] * 4,
-    *[st.tuples(sizes, st.integers(1, 40))] * 4,
-    *[images] * 4,
-    *[st.sampled_from(edges)] * 2,
+    *[st.lists(sizes, min_size=1, max_size=3).map(tuple)] * 8,
+    *[st.tuples(sizes, st.integers(1, 40))] * 8,
+    *[images] * 8,
+    *[st.sampled_from(edges)] * 4,
     st.sampled_from(edges if INTERPRETED else large),
 )
 numbers = {
