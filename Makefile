@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint types bench bars results gpu roofline sanitize bugs clean
+.PHONY: demo test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -55,6 +55,16 @@ sanitize: $(VENV)/installed
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(BIN)/python -m pytest -p no:cacheprovider -k "(cpp or cuda) and not compile and not export and not process" \
 	tests/test_ops.py tests/test_noise.py tests/test_autograd.py tests/test_edges.py
+
+# 200,000 random calls against float64: CPU backends, emulated CUDA, interpreted Triton; `make -j2 fuzz` on two cores.
+FUZZ := $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_fuzz.py
+fuzz: fuzz-cpu fuzz-gpu
+fuzz-cpu: $(VENV)/installed
+	FASTVAE_FUZZ=145000 FASTVAE_FUZZ_ON=torch,numba,cpp,cpp-baseline $(FUZZ)
+fuzz-gpu: $(VENV)/installed
+	library=$$($(BIN)/python tests/cuda_emulator/build.py) && \
+	FASTVAE_EMULATED_CUDA=$$library FASTVAE_FUZZ=50000 FASTVAE_FUZZ_ON=cuda $(FUZZ)
+	TRITON_INTERPRET=1 FASTVAE_FUZZ=5000 FASTVAE_FUZZ_ON=triton $(FUZZ)
 
 # Plants bugs in copies of the kernels and asks whether the tests see each.
 bugs: $(VENV)/installed
