@@ -13,8 +13,8 @@ from . import hardware
 from .contenders import FLOOR, contenders, ours
 from .memory import bandwidth, peak_extra_bytes
 from .ops import bytes_moved
-from .timing import interleaved, median, quartiles
-from .works import Work
+from .timing import device_seconds, interleaved, median, quartiles
+from .works import TRAINING, Work
 
 SCHEMA = 2
 BUDGET = 4.0  # seconds of timing a work
@@ -61,6 +61,8 @@ def readings(
         if name != FLOOR:
             with contender.context():
                 row["peak_extra_bytes"] = peak_extra_bytes(contender.call, kind)
+                if kind == "cuda" and work.op != TRAINING:
+                    row["device_s"] = device_seconds(contender.call)
         rows[name] = row, times[name]
     return rows
 

@@ -74,13 +74,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
 
 
+def _device(rows: Rows, name: str) -> float | None:
+    """Seconds on a GPU alone; None if they were not measured."""
+    return rows.get(name, {}).get("device_s")
+
+
 def lines(results: dict[str, Any]) -> Iterator[str]:
     """The report ``fastvae bench`` prints."""
     yield from head(results)
     fast = results["default"]
-    columns = ("work", fast, "GB/s", "vs eager", "vs compile", "vs floor")
-    table = [columns]
-    for title, rows in by_work(results).items():
+    all_rows = by_work(results)
+    on_device = [name for name in (fast, EAGER, COMPILE) if any(_device(rows, name) for rows in all_rows.values())]
+    table = [("work", fast, "GB/s", "vs eager", "vs compile", "vs floor", *(f"device: {n}" for n in on_device))]
+    for title, rows in all_rows.items():
         if fast not in rows:
             continue
         own = rows[fast]
@@ -92,11 +98,14 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
                 times(ratio(rows, EAGER, fast)),
                 times(ratio(rows, COMPILE, fast)),
                 times(ratio(rows, fast, FLOOR)),
+                *(duration(seconds) if (seconds := _device(rows, name)) else "–" for name in on_device),
             )
         )
     yield from aligned(table)
     yield ""
     yield "vs eager, vs compile: how many times longer they take. vs floor: our time over that of the plainest loop"
     yield "that moves the bytes that must move. Contenders took turns; medians."
+    if on_device:
+        yield "device: what a call keeps the GPU, without the host's part: it finds its work queued."
     everybody = [pair for work in results["works"] for pair in work["contenders"].items()]
     yield from sorted({f"{name} was skipped: {row['skipped']}" for name, row in everybody if "skipped" in row})

@@ -19,6 +19,7 @@ import torch
 MIN_BURST = 2e-3  # seconds: long enough for the clock, and for threads of the contender before to go to sleep
 LONG = 20e-3  # seconds
 MIN_ROUNDS, MAX_ROUNDS = 7, 400
+BACKLOG = 40_000_000  # clocks a GPU is kept asleep while work is queued: about 20 ms
 
 Call = Callable[[], Any]
 median = statistics.median
@@ -40,6 +41,32 @@ def burst(call: Call, count: int, kind: str) -> float:
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / count
     return timeit.timeit(call, number=count) / count
+
+
+def device_seconds(call: Call) -> float | None:
+    """Seconds a call keeps the GPU, without what the host takes: it waits for a burst that is queued whole.
+
+    None where the host takes so long that the GPU began before all was queued.
+    """
+    for _ in range(2):
+        call()
+    torch.cuda.synchronize()
+    count = max(1, min(20, math.ceil(MIN_BURST / burst(call, 3, "cuda"))))
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    times = []
+    for _ in range(MIN_ROUNDS):
+        torch.cuda._sleep(BACKLOG)
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        waited = not start.query()
+        end.synchronize()
+        if waited:
+            times.append(start.elapsed_time(end) / 1e3 / count)
+        elif count > 1:  # fewer fit into the time the GPU was kept asleep
+            count = max(1, count // 2)
+    return median(times) if len(times) >= 3 else None
 
 
 def burst_sizes(call: Call, kind: str) -> tuple[int, int]:

@@ -33,8 +33,8 @@ NOISE = {"triton": 2e-5, "cuda": 2e-5}
 NOISE_ON_CPU = 3e-6
 # and besides: one rounding to the dtype of a value, two to that of a gradient (fuzz.Trial.backward says which); what
 # underflow costs (fuzz.floor); the series of the continuous Bernoulli, seen only in float64 (``lost``, below); a GPU's
-# exp of a large argument (fuzz.Oracle.lost_in_exp, and of logits in Oracle.reconstruction). Infinite or NaN is allowed only where it is right, where eager
-# PyTorch is, or beyond the largest number of the dtype.
+# exp of a large argument (fuzz.Oracle.lost_in_exp, and of logits in Oracle.reconstruction). Infinite or NaN is allowed
+# only where it is right, where eager PyTorch is, or beyond the largest number of the dtype.
 
 
 class Term(NamedTuple):

@@ -158,6 +158,41 @@ def test_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timing.burst(call, 5, "cuda") == pytest.approx(3e-3)
 
 
+@pytest.mark.parametrize(("host", "want"), [(0.2, 3e-3), (8.0, 3e-3), (60.0, None)])
+def test_clock_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch, host: float, want: float | None) -> None:
+    """A GPU that takes 3 ms a call, of a host that takes ``host`` ms; the GPU sleeps for 20 ms while work is queued."""
+    times = {"host": 0.0, "device": 0.0}
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = times["device"] = max(times["device"], times["host"])
+
+        def query(self) -> bool:
+            return times["host"] >= self.at
+
+        def synchronize(self) -> None:
+            times["host"] = max(times["host"], self.at)
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.at - self.at
+
+    def call() -> None:
+        times["host"] += host
+        times["device"] = max(times["device"], times["host"]) + 3.0
+
+    def sleep(clocks: int) -> None:
+        times["device"] = max(times["device"], times["host"]) + clocks / 2e6
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: times.update(host=max(times.values())))
+    found = timing.device_seconds(call)
+    assert found == (want if want is None else pytest.approx(want))
+
+
 def test_who_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         def call(*_: Any) -> Any:

@@ -1,8 +1,8 @@
 """Fuzzing: random calls of every op on every backend against float64 formulas (formulas.py), forward and backward.
 
 A case is one call on one backend. Plain ``pytest`` runs a few hundred, the same each time; ``make fuzz`` 200,000, the
-emulated CUDA and the interpreted Triton kernels among them: ``FASTVAE_FUZZ`` says how many, ``FASTVAE_FUZZ_ON`` on which
-backends. How many ran is said at the end.
+emulated CUDA and the interpreted Triton kernels among them: ``FASTVAE_FUZZ`` says how many, ``FASTVAE_FUZZ_ON`` on
+which backends. How many ran is said at the end.
 """
 
 from __future__ import annotations
