@@ -155,3 +155,42 @@ def test_it_is_the_default_on_a_gpu() -> None:
     from fastvae.registry import backend_name
 
     assert backend_name("cuda") == "triton"
+
+
+STUBBED = """
+import stubbed_triton as stub, torch, fastvae
+from fastvae.kernels.triton import launch
+
+stub.install()
+def call(op, t, k, reduction):
+    shape = ((128, 784), (3, 5), (1, 16), (4, 1))[k % 4]
+    wide = [torch.rand(shape[0], shape[1] + k % 3, dtype=t)[:, : shape[1]].requires_grad_() for _ in range(2)]
+    if k % 5 == 4:
+        wide = [torch.rand(shape[0] * shape[1] + 1, dtype=t)[1:].reshape(shape).requires_grad_() for _ in range(2)]
+    value = getattr(fastvae, op)(*wide, reduction=reduction)
+    torch.autograd.grad(value, wide[0], torch.ones_like(value))
+
+seen = {}
+with fastvae.use_backend("triton"):
+    for fresh in (True, False, False):
+        stub.LAUNCHES.clear()
+        for k in range(20):
+            for op, reduction in (("l1", "batchmean"), ("l1", "example"), ("gaussian_kl", "batchmean")):
+                if fresh:
+                    launch._compiled.clear()
+                call(op, torch.float32, k, reduction)
+        launches = list(stub.LAUNCHES)
+        seen.setdefault("launches", launches)
+        assert launches == seen["launches"], "what was compiled for other arguments was launched"
+print(len(launches), len({launcher for launcher, _, _ in launches}), len(launch._compiled))
+"""
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
+def test_launches_are_those_of_triton_itself() -> None:
+    """With its own look-up each time, and with ours: the same compiled kernel and arguments, whatever the layout."""
+    run = subprocess.run([sys.executable, "-c", STUBBED], cwd=HERE, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    launches, kernels, kept = map(int, run.stdout.split())
+    assert launches >= 120
+    assert kept >= kernels > 10
