@@ -10,8 +10,9 @@ import ctypes
 import sys
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
+
+from .. import layout
 
 LARGE = 4 << 20  # bytes: two huge pages at the least lie whole inside
 PAGE = 4096
@@ -29,14 +30,10 @@ def _advise() -> Callable[[int, int, int], int] | None:
 _madvise = _advise()
 
 
-def advise(tensor: Tensor) -> Tensor:
-    """Ask for huge pages under a fresh CPU ``tensor`` if it is large; advice that is not taken changes nothing."""
-    if _madvise is not None and tensor.nbytes >= LARGE:
-        start = -(-tensor.data_ptr() // PAGE) * PAGE
-        _madvise(start, (tensor.data_ptr() + tensor.nbytes - start) // PAGE * PAGE, HUGE_PAGE_ADVICE)
-    return tensor
-
-
-def empty(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on the CPU, over huge pages where it is large."""
-    return advise(torch.empty(shape, dtype=dtype))
+def empty_like(tensor: Tensor, copies: int = 0) -> Tensor:
+    """``layout.empty_like`` on the CPU, over huge pages where it is large; advice that is not taken changes nothing."""
+    fresh = layout.empty_like(tensor, copies)
+    if _madvise is not None and fresh.nbytes >= LARGE:
+        start = -(-fresh.data_ptr() // PAGE) * PAGE
+        _madvise(start, (fresh.data_ptr() + fresh.nbytes - start) // PAGE * PAGE, HUGE_PAGE_ADVICE)
+    return fresh
