@@ -22,14 +22,15 @@ PIECES = 64  # sums over the batch: so many partial ones, however many threads t
 class Work:
     """Tensors of one shape as ``rows`` rows of ``cols`` elements, and an upstream gradient if there is one.
 
-    Rows are the examples. Where all tensors are dense and nobody asks whose example an element is, they are blocks of
-    ``block`` elements, if that is not 0; ``total`` elements in all, so the last one may be shorter. ``places`` are
-    address and stride of each tensor. ``upstream`` is one number a row (stride 0: one for all), or rows ``by_element``.
+    Rows are the examples; or blocks of ``block`` elements where all tensors are dense and nobody asks whose example an
+    element is. ``total`` counts all elements, so the last block may be shorter. With ``block`` 0 the kernels do this
+    themselves, and weigh their sums: else by ``weight``. ``places`` are address and stride of each tensor.
+    ``upstream`` is one number a row (stride 0: one for all), or rows ``by_element``.
     """
 
     __slots__ = (
-        "by_element", "by_example", "cols", "like", "places", "reduction", "rows", "tensors", "total", "upstream",
-        "upstream_stride",
+        "by_element", "by_example", "cols", "places", "reduction", "rows", "tensors", "total", "upstream",
+        "upstream_stride", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -41,18 +42,18 @@ class Work:
         by_example: bool = False,
     ):
         like = tensors[0]
-        rows, total, dense = like.shape[0], like.numel(), True
+        rows, total = like.shape[0], like.numel()
         cols = total // rows if rows else 0
         places: list[int] = []
+        dense, upstream_stride, by_element = True, 0, False
         for tensor in tensors:
-            if tensor.is_contiguous():
-                places += tensor.data_ptr(), cols
-            else:
+            stride = cols
+            if not tensor.is_contiguous():
                 placed, stride = as_rows(tensor)
-                tensors[len(places) // 2] = placed  # which may be a copy: keep it while its address is in use
-                places += placed.data_ptr(), stride
+                tensors[len(places) // 2] = tensor = placed  # may be a copy: keep it while its address is in use
                 dense = dense and stride == cols
-        upstream_stride, by_element = 0, False
+            places.append(tensor.data_ptr())
+            places.append(stride)
         if upstream is None:
             by_example = by_example or reduction == "example"
         elif reduction not in TOTALS or upstream.dtype != ACCUMULATORS[like.dtype]:
@@ -68,20 +69,27 @@ class Work:
             rows = -(-total // cols)
             places[1::2] = [cols] * len(tensors)
             upstream_stride = cols if by_element else upstream_stride
-        self.tensors, self.places, self.like, self.reduction = tensors, places, like, reduction
-        self.rows, self.cols, self.total = rows, cols, total
-        self.upstream, self.upstream_stride = upstream, upstream_stride
-        self.by_element, self.by_example = by_element, by_example
+        self.tensors = tensors
+        self.places = places
+        self.reduction = reduction
+        self.rows = rows
+        self.cols = cols
+        self.total = total
+        self.upstream = upstream
+        self.upstream_stride = upstream_stride
+        self.by_element = by_element
+        self.by_example = by_example
+        self.weight = reduction_weight(reduction, like) if block else 1.0
+
+    @property
+    def like(self) -> Tensor:
+        """The first tensor."""
+        return self.tensors[0]
 
     @property
     def strides(self) -> list[int]:
         """From row to row of each tensor."""
         return self.places[1::2]
-
-    @property
-    def weight(self) -> float:
-        """What a sum is multiplied by."""
-        return reduction_weight(self.reduction, self.like)
 
 
 class Reconstruction(Work):
@@ -169,17 +177,20 @@ class WithTensor(Reconstruction):
 
 
 class Latent(Work):
-    """mu and scale, and mean and logvar of the prior if there is a ``prior``: else their ``places`` are zeros.
+    """mu and scale, and mean and logvar of the prior if there is one: else their ``places`` are zeros.
 
     z has ``samples`` samples, whose noise comes from ``seed``.
     """
 
-    __slots__ = ("free_bits", "log_scale", "prior", "samples", "seed")
-    prior: bool
+    __slots__ = ("free_bits", "log_scale", "samples", "seed")
     seed: Tensor | None
     log_scale: bool
     samples: int
     free_bits: float
+
+    @property
+    def prior(self) -> bool:
+        return len(self.tensors) > 2
 
 
 class Primitives:
@@ -312,7 +323,8 @@ class Primitives:
         if mu.numel():
             priors = [] if prior_mu is None or prior_logvar is None else [prior_mu, prior_logvar]
             work = Latent([mu, scale, *priors], reduction, self.block)
-            work.prior, work.places = bool(priors), work.places if priors else work.places + NO_PRIOR
+            if not priors:
+                work.places += NO_PRIOR
             work.seed, work.log_scale, work.samples, work.free_bits = seed, log_scale, samples or 1, free_bits
             self.fill_latent(work, z, kl)
         elif kl is not None:
@@ -334,7 +346,8 @@ class Primitives:
         free_bits: float,
         reduction: str,
     ) -> list[Tensor]:
-        tensors, gradients, unused = [mu, scale], [self.empty_like(mu), self.empty_like(scale)], []
+        tensors, gradients = [mu, scale], [self.empty_like(mu), self.empty_like(scale)]
+        unused: list[Tensor] = []
         if prior_mu is not None and prior_logvar is not None:
             if grad_kl is None:  # z does not depend on the prior
                 unused = [torch.zeros_like(g) for g in gradients]
@@ -344,7 +357,8 @@ class Primitives:
         if mu.numel():
             grad_z = grad_z.contiguous() if grad_z is not None and seed is not None else None
             work = Latent(tensors, "" if grad_kl is None else reduction, self.block, grad_kl)
-            work.prior, work.places = len(tensors) > 2, work.places if len(tensors) > 2 else work.places + NO_PRIOR
+            if len(tensors) == 2:
+                work.places += NO_PRIOR
             work.seed, work.log_scale, work.samples, work.free_bits = seed, log_scale, samples or 1, free_bits
             self.fill_latent_gradients(work, grad_z, gradients)
         return gradients + unused
@@ -380,7 +394,6 @@ class Primitives:
         losses = [loss, torch.empty_like(loss), kl]
         data.likelihood, data.parameter = likelihood, parameter
         data.grad = self.empty_like(recon) if with_gradient else None
-        latent.prior = False
         latent.seed, latent.log_scale, latent.samples, latent.free_bits = None, log_scale, 1, free_bits
         if self.fill_elbo(data, latent, beta, losses):
             check_unit_range(likelihood, recon, target)

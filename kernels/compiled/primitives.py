@@ -78,11 +78,13 @@ class Compiled(Primitives):
         )  # fmt: skip
 
     def fill_latent_gradients(self, work: Latent, grad_z: Tensor | None, gradients: list[Tensor]) -> None:
+        of_prior = (gradients[2].data_ptr(), gradients[3].data_ptr()) if len(gradients) > 2 else (0, 0)
         self.native.latent_backward(
-            TYPES[work.like.dtype], work.log_scale, work.free_bits, work.rows, work.cols, *work.places,
-            address(work.seed), work.samples, address(grad_z), REDUCTIONS[work.reduction],
-            address(work.upstream), work.upstream_stride, work.by_element,
-            *map(Tensor.data_ptr, gradients), *(() if work.prior else (0, 0)), *self.queue(work.like, 0)[0],
+            TYPES[gradients[0].dtype], work.log_scale, work.free_bits, work.rows, work.cols, *work.places,
+            0 if work.seed is None else work.seed.data_ptr(), work.samples,
+            0 if grad_z is None else grad_z.data_ptr(), REDUCTIONS[work.reduction],
+            0 if work.upstream is None else work.upstream.data_ptr(), work.upstream_stride, work.by_element,
+            gradients[0].data_ptr(), gradients[1].data_ptr(), *of_prior, *self.queue(gradients[0], 0)[0],
         )  # fmt: skip
 
     def fill_elbo(self, data: Reconstruction, latent: Latent, beta: float, losses: list[Tensor]) -> int:
@@ -91,8 +93,8 @@ class Compiled(Primitives):
         queue, _held = self.queue(recon, 2)
         outside: int = self.native.elbo_forward(
             CODES[data.likelihood], data.parameter, TYPES[recon.dtype], TYPES[target.dtype], data.rows, data.cols,
-            *data.places, address(data.grad), TYPES[latent.like.dtype], latent.log_scale, latent.free_bits,
-            latent.cols, *latent.places, beta, REDUCTIONS[data.reduction], TYPES[loss.dtype], loss.data_ptr(),
-            nll.data_ptr(), kl.data_ptr(), *queue,
+            *data.places, 0 if data.grad is None else data.grad.data_ptr(),
+            TYPES[latent.tensors[0].dtype], latent.log_scale, latent.free_bits, latent.cols, *latent.places, beta,
+            REDUCTIONS[data.reduction], TYPES[loss.dtype], loss.data_ptr(), nll.data_ptr(), kl.data_ptr(), *queue,
         )  # fmt: skip
         return outside

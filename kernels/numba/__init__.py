@@ -41,7 +41,8 @@ class Numba(Primitives):
         sums = torch.empty(work.rows, dtype=torch.float64)
         flags = threads.run(
             reconstruction.forward_rows(*types, work.grad is not None), work.rows, work.cols, work.cols, work.total,
-            *work.places, address(work.grad), sums.data_ptr(), work.parameter, work.weight,
+            *work.places, 0 if work.grad is None else work.grad.data_ptr(), sums.data_ptr(), work.parameter,
+            work.weight,
         )  # fmt: skip
         return sums, flags
 
@@ -87,7 +88,7 @@ class Numba(Primitives):
         """``kl`` is elementwise, or takes a sum a row."""
         switches = work.prior, z is not None, kl is not None, work.reduction == "none"
         threads.run(
-            latent.forward(TYPES[work.like.dtype], int(work.log_scale), *switches), work.rows,
+            latent.forward(TYPES[work.tensors[0].dtype], int(work.log_scale), *switches), work.rows,
             work.cols * (1 if z is None else 4 * work.samples), work.cols, work.total, *work.places,
             0 if work.seed is None else work.seed.item(), work.samples, address(z), address(kl), work.free_bits,
         )  # fmt: skip
@@ -102,7 +103,7 @@ class Numba(Primitives):
     def fill_latent_gradients(self, work: Latent, grad_z: Tensor | None, gradients: list[Tensor]) -> None:
         switches = work.prior, grad_z is not None, work.upstream is not None, work.by_element
         threads.run(
-            latent.backward(TYPES[work.like.dtype], int(work.log_scale), *switches), work.rows,
+            latent.backward(TYPES[gradients[0].dtype], int(work.log_scale), *switches), work.rows,
             work.cols * (1 if grad_z is None else 4 * work.samples), work.cols, work.total, address(grad_z),
             address(work.upstream), work.upstream_stride, work.weight, *work.places,
             0 if work.seed is None else work.seed.item(), work.samples, work.free_bits,

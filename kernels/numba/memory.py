@@ -10,9 +10,8 @@ import ctypes
 import sys
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
-
-from .. import layout
 
 LARGE = 4 << 20  # bytes: two huge pages at the least lie whole inside
 PAGE = 4096
@@ -32,7 +31,7 @@ _madvise = _advise()
 
 def empty_like(tensor: Tensor, copies: int = 0) -> Tensor:
     """``layout.empty_like`` on the CPU, over huge pages where it is large; advice that is not taken changes nothing."""
-    fresh = layout.empty_like(tensor, copies)
+    fresh = torch.empty((copies, *tensor.shape) if copies else tensor.shape, dtype=tensor.dtype)
     if _madvise is not None and fresh.nbytes >= LARGE:
         start = -(-fresh.data_ptr() // PAGE) * PAGE
         _madvise(start, (fresh.data_ptr() + fresh.nbytes - start) // PAGE * PAGE, HUGE_PAGE_ADVICE)
