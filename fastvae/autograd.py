@@ -162,24 +162,27 @@ def _take_gradient(ctx: Any, primitives: Any, traced: Gradients, upstream: Tenso
     return gradients
 
 
+def _term(ctx: Any) -> dict[str, Any]:
+    """Options of a reconstruction's backward."""
+    return {name: ctx.options[name] for name in ("likelihood", "parameter", "reduction")}
+
+
 def _reconstruction_gradients(
     ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, inputs: tuple[Any, ...], traced: Gradients
 ) -> Gradients:
     """Those of recon and target, and of the parameter if it is a third input."""
     if grad_nll is None:
         return (None,) * len(inputs)
-    given = ctx.options
-    options = {name: given[name] for name in ("likelihood", "parameter", "reduction")}
     recon_needed, target_needed = ctx.needs_input_grad[:2]
     tensor_needed = len(inputs) > 2 and ctx.needs_input_grad[2]
     needed: list[Tensor | None] = [None, None, None]
     if recon_needed or tensor_needed:
         gradients = [] if again else _take_gradient(ctx, primitives, traced, grad_nll)
         if not gradients:
-            gradients = primitives.reconstruction_backward(grad_nll, *inputs, **options)
+            gradients = primitives.reconstruction_backward(grad_nll, *inputs, **_term(ctx))
         needed = [gradients[0] if recon_needed else None, None, gradients[1] if tensor_needed else None]
     if target_needed:
-        needed[1] = reference_reconstruction.target_gradient(grad_nll, *inputs, **options)  # too rare for a kernel
+        needed[1] = reference_reconstruction.target_gradient(grad_nll, *inputs, **_term(ctx))  # too rare for a kernel
     return tuple(needed[: len(inputs)])
 
 
@@ -209,8 +212,11 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
     gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced))
     if grad_kl is None or not any(ctx.needs_input_grad[2:4]):
         return gradients
-    options = {"samples": 0, **{name: given[name] for name in ("log_scale", "free_bits", "reduction")}}
-    return (*gradients, *primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, **options))
+    of_latent = primitives.latent_backward(
+        None, grad_kl, mu, scale, None, None, None, log_scale=given["log_scale"], samples=0,
+        free_bits=given["free_bits"], reduction=given["reduction"],
+    )  # fmt: skip
+    return (*gradients, *of_latent)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

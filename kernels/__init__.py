@@ -27,11 +27,11 @@ Shapes and values
     ``with_gradient`` comes only with the last three, the *total* reductions.
     ``likelihood``: a key of ``likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
     ``parameter_tensor`` stands in place of the number where the likelihood is one of ``likelihoods.WITH_TENSOR``: of
-    any shape that broadcasts to ``recon``. Its gradient has its shape and dtype and is summed in float64. What a
-    backend does for it is ``fill(work)``: ``parameters.py``.
+    any shape that broadcasts to ``recon``. Its gradient has its shape and dtype and is summed in float64.
     Arithmetic is in float64 for float64 inputs, else in float32. Elementwise outputs, z and gradients have the dtype
     of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
-    Any layout may come in; ``layout.as_rows`` turns it into rows with a stride.
+    Any layout may come in; ``layout.as_rows`` turns it into rows with a stride. All but ``reference`` get these
+    functions from ``work.Primitives``, and only fill the buffers that it lays out.
     On a CPU, a Bernoulli target (or probability) outside [0, 1] is a ``ValueError``: ``checks.unit_range_error``.
     On a GPU it is not looked for: that would synchronise.
 """

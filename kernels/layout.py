@@ -6,6 +6,7 @@ import torch
 
 TOTAL_REDUCTIONS = ("sum", "mean", "batchmean")
 BLOCK = 4096  # elements of a row where tensors are dense and rows do not matter: a multiple of every tile
+ALL = 1 << 62  # in its place where one row takes everything
 
 
 def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -27,6 +28,18 @@ def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 def cols(tensor: torch.Tensor) -> int:
     """Elements of one example: the product of all sizes but the first."""
     return tensor.shape[1:].numel()
+
+
+def empty_like(tensor: torch.Tensor, copies: int = 0) -> torch.Tensor:
+    """A dense output; with ``copies``, so many of them along a new first dimension."""
+    if copies:
+        return tensor.new_empty((copies, *tensor.shape))
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)  # torch has no faster way to one
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Where its elements are; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -52,31 +65,6 @@ def loss_dtype(reduction: str, dtype: torch.dtype) -> torch.dtype:
     return dtype if reduction == "none" else accumulator(dtype)
 
 
-class Grid:
-    """Rows the loops run over: the examples, or blocks of dense tensors if ``by_example`` is false."""
-
-    def __init__(self, tensors: list[torch.Tensor], by_example: bool, block: int = BLOCK):
-        like = tensors[0]
-        self.rows, self.total = like.shape[0], like.numel()
-        self.cols = self.total // self.rows if self.rows else cols(like)
-        self.tensors, self.strides = [], []
-        for tensor in tensors:
-            placed, stride = (tensor, self.cols) if tensor.is_contiguous() else as_rows(tensor)
-            self.tensors.append(placed)  # as_rows may copy: keep the copy while its address is in use
-            self.strides.append(stride)
-        if not by_example and (self.rows == 1 or self.strides.count(self.cols) == len(tensors)):
-            self.cols, self.rows = block, -(-self.total // max(block, 1))
-            self.strides = [block] * len(tensors)
-
-    @property
-    def places(self) -> list[int]:
-        """Address and row stride of each tensor."""
-        places: list[int] = []
-        for tensor, stride in zip(self.tensors, self.strides, strict=True):
-            places += tensor.data_ptr(), stride
-        return places
-
-
 def upstream_by_row(upstream: torch.Tensor, reduction: str, like: torch.Tensor) -> tuple[torch.Tensor, int] | None:
     """An upstream gradient that is one number for each example, and its stride; None if it differs by element.
 
@@ -91,8 +79,3 @@ def upstream_by_row(upstream: torch.Tensor, reduction: str, like: torch.Tensor) 
         upstream = upstream.as_strided((like.shape[0],), (upstream.stride(0),))
     upstream = upstream.to(dtype)  # which may lay it out afresh
     return upstream, upstream.stride(0)
-
-
-def given_priors(prior_mu: torch.Tensor | None, prior_logvar: torch.Tensor | None) -> list[torch.Tensor]:
-    """Both, or none."""
-    return [] if prior_mu is None or prior_logvar is None else [prior_mu, prior_logvar]

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from . import native
-from .primitives import Primitives
+from .primitives import Compiled
 
 
 def _queue(_: Tensor, losses: int) -> tuple[tuple[int], None]:
     return (torch.get_num_threads(),), None
 
 
-_primitives = Primitives(native, _queue)
+_primitives = Compiled(native, _queue)
 
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward

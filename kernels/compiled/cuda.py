@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import parameters
+from ..work import WithTensor
 from . import native
-from .primitives import Primitives
+from .primitives import Compiled
 
 
 def _unavailable() -> str:
@@ -46,19 +46,19 @@ def _target(recon: Tensor, target: Tensor) -> Tensor:
     return target.double() if target.is_floating_point() else target.double() / 255
 
 
-class CUDAPrimitives(Primitives):
+class CompiledCUDA(Compiled):
     """As on a CPU, with the targets of float64."""
 
     on_host = False
 
-    def fill(self, work: parameters.Work) -> int:
-        rows, wanted = work.grid.rows, [name for name in ("sums", "parameter_sums") if getattr(work, name) is not None]
+    def fill_with_tensor(self, work: WithTensor) -> int:
+        wanted = [name for name in ("sums", "parameter_sums") if getattr(work, name) is not None]
         for name in wanted:
-            length = max(rows, self.native.PARTIALS)
-            setattr(work, name, torch.empty(length, dtype=torch.float64, device=work.recon.device))
-        parts = super().fill(work)
+            length = max(work.rows, self.native.PARTIALS)
+            setattr(work, name, torch.empty(length, dtype=torch.float64, device=work.like.device))
+        parts = super().fill_with_tensor(work)
         for name in wanted:
-            setattr(work, name, getattr(work, name)[: rows * parts].view(rows, parts))
+            setattr(work, name, getattr(work, name)[: work.rows * parts].view(work.rows, parts))
         return parts
 
     def reconstruction_forward(
@@ -75,7 +75,7 @@ class CUDAPrimitives(Primitives):
         return super().elbo_forward(recon, _target(recon, target), *latent, **options)
 
 
-_primitives = CUDAPrimitives(getattr(native, "cuda", None), _queue)
+_primitives = CompiledCUDA(getattr(native, "cuda", None), _queue)
 
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward

@@ -29,14 +29,10 @@ def _advise() -> Callable[[int, int, int], int] | None:
 _madvise = _advise()
 
 
-def advise(tensor: Tensor) -> Tensor:
-    """Ask for huge pages under a fresh CPU ``tensor`` if it is large; advice that is not taken changes nothing."""
-    if _madvise is not None and tensor.nbytes >= LARGE:
-        start = -(-tensor.data_ptr() // PAGE) * PAGE
-        _madvise(start, (tensor.data_ptr() + tensor.nbytes - start) // PAGE * PAGE, HUGE_PAGE_ADVICE)
-    return tensor
-
-
-def empty(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on the CPU, over huge pages where it is large."""
-    return advise(torch.empty(shape, dtype=dtype))
+def empty_like(tensor: Tensor, copies: int = 0) -> Tensor:
+    """``layout.empty_like`` on the CPU, over huge pages where it is large; advice that is not taken changes nothing."""
+    fresh = torch.empty((copies, *tensor.shape) if copies else tensor.shape, dtype=tensor.dtype)
+    if _madvise is not None and fresh.nbytes >= LARGE:
+        start = -(-fresh.data_ptr() // PAGE) * PAGE
+        _madvise(start, (fresh.data_ptr() + fresh.nbytes - start) // PAGE * PAGE, HUGE_PAGE_ADVICE)
+    return fresh
