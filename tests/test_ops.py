@@ -147,7 +147,9 @@ def test_channels_last(
                 moved = [logits.to(memory_format=memory_format), x.to(memory_format=x_format)]
                 got, (grad,) = value_and_gradients(lambda *a: op.call(*a, reduction=reduction), moved, 1)
                 torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-                torch.testing.assert_close(grad, want_grad, rtol=0, atol=0)
+                # torch's own exp rounds the last elements of a loop otherwise than whole vectors, where AVX-512 is
+                tolerance = 1e-6 if backend == "torch" else 0
+                torch.testing.assert_close(grad, want_grad, rtol=tolerance, atol=tolerance)
                 assert grad.is_contiguous(memory_format=memory_format)
 
 
