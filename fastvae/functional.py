@@ -475,7 +475,7 @@ def elbo_loss(
         reconstruction = autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor), options)[0]
         options = (log_scale, 0, free_bits, reduction)
         kl = autograd.apply(autograd.LATENT, (mu, scale, None, None, None), options)[0]
-        return ELBOLoss(reconstruction + beta * kl, reconstruction, kl)
+        return ELBOLoss((reconstruction + beta * kl).to(reconstruction.dtype), reconstruction, kl)
     # compiled, a number would be a constant: one graph for each value of an annealed beta
     outside = isinstance(beta, Tensor) or torch.compiler.is_dynamo_compiling()
     weight = 1.0 if isinstance(beta, Tensor) or outside else beta

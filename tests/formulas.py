@@ -33,8 +33,9 @@ NOISE = {"triton": 2e-5, "cuda": 2e-5}
 NOISE_ON_CPU = 3e-6
 # and besides: one rounding to the dtype of a value, two to that of a gradient (fuzz.Trial.backward says which); what
 # underflow costs (fuzz.floor); the series of the continuous Bernoulli, seen only in float64 (``lost``, below); a GPU's
-# exp of a large argument (fuzz.Oracle.lost_in_exp, and of logits in Oracle.reconstruction). Infinite or NaN is allowed
-# only where it is right, where eager PyTorch is, or beyond the largest number of the dtype.
+# exp of a large argument (fuzz.Oracle.lost_in_exp, and of logits in Oracle.reconstruction); 1/σ² and e^(−log σ²) that
+# underflow (of_tensor). Infinite or NaN is allowed only where it is right, where eager PyTorch is, or beyond the
+# largest number of the dtype.
 
 
 class Term(NamedTuple):
@@ -51,11 +52,12 @@ class Term(NamedTuple):
 
 
 class Nll(NamedTuple):
-    """A reconstruction term of each element and its derivatives in y and in x."""
+    """A reconstruction term of each element and its derivatives in y, in x, and in a parameter that is a tensor."""
 
     value: Term
     by_recon: Term
     by_target: Term
+    by_parameter: Term | None = None
 
 
 def bernoulli_coefficients(count: int) -> list[float]:
@@ -178,6 +180,31 @@ NLL = {
     "l1": l1,
     "laplace": laplace,
 }
+
+
+def of_tensor(name: str, y: Tensor, x: Tensor, p: Tensor, relative: float, tiny: float) -> Nll:
+    """h·(log v + K) + m/v, m = ½d² or |d|, of v = p or e^p: the Gaussian's v is σ², h is ½, K is log 2π.
+
+    1/v may be off by ``tiny``, below which it underflows, and e^(−p) besides by ``relative`` for each unit of p.
+    """
+    h, k = (0.5, math.log(2 * math.pi)) if "var" in name else (1.0, math.log(2))
+    d = y - x
+    m, slope = (h * (d * d), d) if "var" in name else (d.abs(), sign(d))
+    if name.startswith("log"):
+        inverse = torch.exp(-p)
+        log, far, by_recon, off = p, m * inverse, slope * inverse, tiny + relative * p.abs() * inverse
+        inner, inner_size, inner_off = h - far, h + far, m * off
+    else:
+        inverse = 1 / p
+        log, far, by_recon, off = torch.log(p), m / p, slope / p, torch.full_like(p, tiny)
+        inner, inner_size, inner_off = (h - far) / p, (h + far) / p, off * (h + far) + m * inverse * off
+    size, lost = by_recon.abs(), slope.abs() * off
+    return Nll(
+        Term(far + h * (log + k), far + h * (log.abs() + k), lost=m * off),
+        Term(by_recon, size, lost=lost),
+        Term(-by_recon, size, lost=lost),
+        Term(inner, inner_size, lost=inner_off),
+    )
 
 
 class KL(NamedTuple):

@@ -37,22 +37,43 @@ RECONSTRUCTIONS: dict[str, tuple[str, str]] = {
     "gaussian_nll": ("gaussian", "var"),
     "laplace_nll": ("laplace", "scale"),
 }
+#: parameter that may be a tensor → public function, likelihood, and what its values are drawn from
+PARAMETERS: dict[str, tuple[str, str, str]] = {
+    "var": ("gaussian_nll", "gaussian", "positive"),
+    "logvar": ("gaussian_nll", "gaussian", "logvar"),
+    "scale": ("laplace_nll", "laplace", "positive"),
+    "log_scale": ("laplace_nll", "laplace", "logvar"),
+}
+#: its shape, of that of recon
+BROADCAST: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
+    "whole": lambda s: s,
+    "feature": lambda s: s[1:],
+    "every example": lambda s: (1, *s[1:]),
+    "channel": lambda s: s[1:2] + (1,) * len(s[2:]),
+    "last": lambda s: s[-1:],
+    "example": lambda s: s[:1] + (1,) * len(s[1:]),
+    "example and channel": lambda s: s[:2] + (1,) * len(s[2:]),
+    "one": lambda s: (1,) * len(s),
+    "scalar": lambda s: (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """All that a call depends on. Tensors are numbered as the op takes them: recon, target, mu, scale, prior."""
+    """All that a call depends on. Tensors are numbered: recon, target, mu, scale, prior, the likelihood's parameter."""
 
     op: str
     likelihood: str = "mse"
     number: float = 0.0
+    parameter: str = ""  # the name of a tensor in the place of the number
+    broadcast: str = "whole"
     shape: tuple[int, ...] = (2, 3)  # of recon, or of mu where there is no recon
     latent: tuple[int, ...] = (2,)  # elbo_loss, vae_loss: the shape of mu after the batch
     dtypes: tuple[torch.dtype, ...] = (torch.float32,) * 6
     layouts: tuple[str, ...] = ("contiguous",) * 6
     values: tuple[int, ...] = (0,) * 6
     specials: int = 0  # so many special values in each tensor
-    outside: bool = False  # a value outside [0, 1] where that is an error
+    outside: bool = False  # a value outside [0, 1], or a variance not above 0, where that is an error
     reduction: str = "batchmean"
     std: bool = False  # σ in place of log σ²
     prior: str = ""  # "full", or which dimensions are broadcast
@@ -106,6 +127,12 @@ DRAWS: dict[str, list[Callable[[Any], Tensor]]] = {
         lambda r: r.uniform(0, 2).round(),
         lambda r: r.uniform(0.05, 1),
     ],
+    "positive": [
+        lambda r: r.uniform(0.05, 1),
+        lambda r: 10 ** r.uniform(-6, 3),
+        lambda r: 10 ** r.uniform(-30, 30),
+        lambda r: r.uniform(0.5, 2.5).round(),
+    ],
 }
 SPECIALS: dict[str, list[float]] = {
     "logits": [0.0, -0.0, 1e-45, -1e-45, 0.5, -0.5, 17, -17, 88, -88, 104, -104, 1e4, -1e4, INF, -INF, NAN],
@@ -114,6 +141,7 @@ SPECIALS: dict[str, list[float]] = {
     "real": [0.0, -0.0, 1e-45, -1e-38, 1e4, -1e4, 1e18, -1e20, 3e38, INF, -INF, NAN],
     "logvar": [0.0, -0.0, 1e-45, 87, -87, 88.8, 100, -100, -104, 200, -200, 1e4, -1e4, INF, -INF, NAN],
     "std": [0.0, -0.0, 1e-45, 1e-30, 1e-4, 1e19, 1e20, INF, NAN],
+    "positive": [1e-300, 1e-45, 4e-39, 1e-30, 0.159, 0.5, 1e4, 1e19, 4e37, 3e38, INF, NAN],
 }
 
 
@@ -160,7 +188,8 @@ def roles(case: Case) -> list[str]:
     row = LIKELIHOODS[case.likelihood]
     recon = {"logits": "logits", "probs": "probs"}.get(row.recon, "real")
     pair = [recon, "unit" if row.unit_target else "real"]
-    return pair if case.op in RECONSTRUCTIONS else pair + latent
+    parameter = [PARAMETERS[case.parameter][2]] if case.parameter else []
+    return pair + ([] if case.op in RECONSTRUCTIONS else latent) + parameter
 
 
 def prior_shape(case: Case, k: int) -> tuple[int, ...]:
@@ -188,6 +217,8 @@ def tensors(case: Case) -> list[Tensor]:
         shape = (case.shape[0], *case.latent) if both and latent else case.shape
         if latent and not both and k >= 2:
             shape = prior_shape(case, k)
+        if case.parameter and k == len(names) - 1:
+            shape = BROADCAST[case.broadcast](case.shape)
         draw = Draw(case.seed * 8 + k, shape)
         dtype = case.dtypes[k]
         if k == 1 and dtype == torch.uint8 and not latent:
@@ -203,6 +234,12 @@ def tensors(case: Case) -> list[Tensor]:
                     values.view(-1)[at] = pool[which]
             if case.outside and role in ("probs", "unit") and values.numel():
                 values.view(-1)[draw.integers(1, values.numel())[0]] = (1.5, -0.25, INF, -INF)[case.seed % 4]
+            if role == "positive" and case.outside and values.numel():
+                values = values - values.max()
+            elif role == "positive":  # rounding may give 0; in float32, 1/v, 2v and 2πv must be normal numbers
+                info = torch.finfo(dtype)
+                low, high = (0.0, INF) if case.dtypes[0] == torch.float64 else (1.2e-38, min(5e37, info.max))
+                values = values.clamp(max(low, info.smallest_normal * info.eps), high)
             # rounding may leave [0, 1], where only a target's rounding is forgiven
             if role == "probs" and not case.outside:
                 values = values.clamp(0, 1)
@@ -329,9 +366,11 @@ class Oracle:
         self.outputs: list[Expected] = []
         self.dtypes: list[torch.dtype] = []
         first_latent = 0 if case.op in ("reparameterize", "gaussian_kl", "sample_with_kl") else 2
+        if case.parameter:
+            *self.inputs, self.parameter = inputs
         if first_latent:
             self.reconstruction()
-        if len(inputs) > first_latent:
+        if len(self.inputs) > first_latent:
             self.latent(first_latent, narrow)
         if case.op in ("elbo_loss", "vae_loss"):
             nll, kl = self.outputs
@@ -357,12 +396,19 @@ class Oracle:
         case, (recon, target) = self.case, self.inputs[:2]
         self.accumulated = dtype = accumulator(recon.dtype)
         y, x = self.arithmetic(recon, dtype), self.arithmetic(target.reshape(recon.shape), dtype)
-        self.nll = NLL[case.likelihood](y, x, case.number)
+        if case.parameter:
+            p = self.arithmetic(self.parameter, dtype)
+            on_gpu = self.noise != NOISE_ON_CPU and dtype == torch.float32  # Triton's exp of p, as in lost_in_exp
+            self.nll = formulas.of_tensor(
+                case.parameter, y, x, p, 2 * ulp(dtype) * on_gpu, torch.finfo(dtype).smallest_normal
+            )
+        else:
+            self.nll = NLL[case.likelihood](y, x, case.number)
         if self.noise != NOISE_ON_CPU and dtype == torch.float32 and "logits" in case.likelihood:
             # a GPU's e^(−|y|) = 2^(−|y|·log₂e): rounding the product costs |y| ulps; continuous: over (1 − e^(−|y|))²
             a = torch.exp(-y.abs())
             off = 2 * ulp(dtype) * (y.abs() * a).nan_to_num(0.0) * (1 if case.likelihood == "bernoulli_logits" else 8)
-            value, by_recon, by_target = (t._replace(lost=t.lost + off) for t in self.nll)
+            value, by_recon, by_target = (t._replace(lost=t.lost + off) for t in self.nll[:3])
             self.nll = formulas.Nll(value, by_recon, by_target)
         if not self.wide and "logits" in case.likelihood:  # eager's −log p of an infinite logit is inf − inf
             value = self.nll.value
@@ -415,7 +461,7 @@ class Oracle:
         case, reduction = self.case, self.reduction()
         both = case.op in ("elbo_loss", "vae_loss")
         beta = case.beta if case.op == "elbo_loss" else 1.0
-        results: list[Expected | None] = [None] * len(self.inputs)
+        results: list[Expected | None] = [None] * (len(self.inputs) + bool(case.parameter))
         if case.op in RECONSTRUCTIONS or both:
             u = upstream[0]
             if both and len(upstream) > 1:
@@ -425,6 +471,8 @@ class Oracle:
                 c = spread(u, reduction, self.inputs[0].shape, torch.float64 if self.wide else dtype)
                 for k, term in enumerate((self.nll.by_recon, self.nll.by_target)):
                     results[k] = chained(c, term, dtype)
+                if self.nll.by_parameter is not None:
+                    results[-1] = self.summed(c, self.nll.by_parameter, dtype)
         first = 2 if both else 0
         if not both and case.op in RECONSTRUCTIONS:
             return results
@@ -463,6 +511,17 @@ class Oracle:
                 others = tuple(o.sum_to_size(own.shape) for o in result.others)
                 results[k] = Expected(value.sum_to_size(own.shape), slack.sum_to_size(own.shape), others)
         return results
+
+    def summed(self, c: Tensor, term: Term, dtype: torch.dtype) -> Expected:
+        """The gradient in the parameter: elements in accumulator precision, added up in float64 over its broadcast.
+
+        But for one number an example, or one for all, where a lane of a register adds up float32 first.
+        """
+        element, shape = chained(c, term, dtype), self.parameter.shape
+        value, slack = element.value.double(), element.slack.expand(element.value.shape)
+        if (shape[1:] if len(shape) == value.dim() else shape).numel() == 1:
+            slack = slack + min(value.numel() // max(shape.numel(), 1), CHAIN) * ulp(dtype) * (c * term.size).abs()
+        return Expected(value.sum_to_size(shape), slack.sum_to_size(shape))
 
 
 # ---- comparison
@@ -507,6 +566,9 @@ def compare(what: str, got: Tensor, want: Expected, eager: Expected, roundings: 
 def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     """The op's outputs."""
     latent: dict[str, Any] = {}
+    tensor: dict[str, Tensor] = {}
+    if case.parameter:
+        *inputs, tensor[case.parameter] = inputs
     rest = inputs
     if case.op in RECONSTRUCTIONS or case.op in ("elbo_loss", "vae_loss"):
         rest = inputs[2:]
@@ -516,7 +578,7 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
         latent |= {"prior_mu": rest[2], "prior_logvar": rest[3]}
     if case.op in RECONSTRUCTIONS:
         _, name = RECONSTRUCTIONS[case.op]
-        options = {name: case.number} if name else {"eps": None} if "None" in case.op else {}
+        options = tensor or ({name: case.number} if name else {"eps": None} if "None" in case.op else {})
         function = getattr(fastvae, case.op.partition("(")[0])
         return [function(*inputs, reduction=case.reduction, **options)]
     if case.op == "vae_loss":
@@ -525,6 +587,7 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     if case.op == "elbo_loss":
         beta = torch.tensor(case.beta) if case.beta_tensor else case.beta
         options = {"likelihood": case.likelihood, "beta": beta, "free_bits": case.free_bits}
+        options["likelihood_parameters"] = tensor
         return list(fastvae.elbo_loss(*inputs[:2], rest[0], **latent, **options, reduction=case.reduction))
     if case.op == "reparameterize":
         return [fastvae.reparameterize(rest[0], **latent, samples=case.samples, seed=case.seed)]
@@ -546,13 +609,15 @@ def on(target: str) -> Iterator[None]:
             yield
 
 
-def outside_unit(case: Case, inputs: list[Tensor]) -> bool:
-    """Whether the values ask for the error: they may have been overwritten by the layout."""
+def refusal(case: Case, inputs: list[Tensor]) -> str:
+    """What the error says that the values ask for, if they do: they may have been overwritten by the layout."""
     for t, role in zip(inputs, roles(case), strict=True):
         low, high = (0, 1) if role == "probs" else (-1e-6, 1 + 1e-6)
         if role in ("probs", "unit") and t.dtype != torch.uint8 and bool(((t < low) | (t > high)).any()):
-            return True
-    return False
+            return r"must lie in \[0, 1\]"
+        if role == "positive" and bool((t <= 0).any()):
+            return f"{case.parameter} must be > 0"
+    return ""
 
 
 class Trial:
@@ -561,7 +626,7 @@ class Trial:
     def __init__(self, case: Case):
         self.case, self.inputs = case, tensors(case)
         self.before = [t.clone() for t in self.inputs]
-        self.refused = outside_unit(case, self.inputs)
+        self.refused = refusal(case, self.inputs)
         self.oracles: dict[float, tuple[Oracle, Oracle]] = {}
         self.expected: dict[Any, tuple[list[Expected | None], list[Expected | None]]] = {}
 
@@ -590,7 +655,7 @@ class Trial:
             if self.refused and target in NOISE:  # a GPU's kernels do not look
                 return
             if self.refused:
-                with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+                with pytest.raises(ValueError, match=self.refused):
                     call(case, leaves)
                 return
             outputs = call(case, leaves)
@@ -641,4 +706,4 @@ class Trial:
                 assert same(u, kept), "an upstream gradient was written to"
 
 
-__all__ = ["LAYOUTS", "RECONSTRUCTIONS", "TARGETS", "Case", "Trial"]
+__all__ = ["BROADCAST", "LAYOUTS", "PARAMETERS", "RECONSTRUCTIONS", "TARGETS", "Case", "Trial"]

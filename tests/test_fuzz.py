@@ -8,6 +8,7 @@ which backends. How many ran is said at the end.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from fastvae.kernels.likelihoods import DEFAULT_NUMBERS
 
 import formulas
-from fuzz import LAYOUTS, RECONSTRUCTIONS, TARGETS, Case, Trial
+from fuzz import BROADCAST, LAYOUTS, PARAMETERS, RECONSTRUCTIONS, TARGETS, Case, Trial
 from table import INTERPRETED, REDUCTIONS
 
 CASES = int(os.environ.get("FASTVAE_FUZZ", "0"))
@@ -136,7 +137,31 @@ def elbo(draw: st.DrawFn) -> Case:
     )
 
 
-FAMILIES = {"reconstruction": (reconstruction, 0.4), "latent": (latent, 0.4), "elbo": (elbo, 0.2)}
+@st.composite
+def parameter(draw: st.DrawFn) -> Case:
+    """A reconstruction term or an ELBO whose likelihood has a tensor for its parameter: the last of the tensors."""
+    case, name = draw(st.one_of(reconstruction(), elbo())), draw(st.sampled_from(tuple(PARAMETERS)))
+    function, likelihood, _ = PARAMETERS[name]
+    last = len(case.dtypes)
+    return dataclasses.replace(
+        case,
+        op=function if case.op in RECONSTRUCTIONS else "elbo_loss",
+        likelihood=likelihood,
+        parameter=name,
+        broadcast=draw(st.sampled_from(tuple(BROADCAST))),
+        dtypes=(*case.dtypes, draw(st.one_of(st.just(case.dtypes[0]), dtypes))),
+        layouts=(*case.layouts[:last], draw(layouts)),
+        values=(*case.values[:last], draw(st.integers(0, 3))),
+        wanted=draw(st.sampled_from((63, 63, 1, 2, 1 << last, 1 | 1 << last))),
+    )
+
+
+FAMILIES = {
+    "reconstruction": (reconstruction, 0.35),
+    "latent": (latent, 0.35),
+    "elbo": (elbo, 0.15),
+    "parameter": (parameter, 0.15),
+}
 
 
 def plan() -> list[tuple[str, int, int]]:
