@@ -65,8 +65,6 @@ class Case:
     op: str
     likelihood: str = "mse"
     number: float = 0.0
-    parameter: str = ""  # the name of a tensor in the place of the number
-    broadcast: str = "whole"
     shape: tuple[int, ...] = (2, 3)  # of recon, or of mu where there is no recon
     latent: tuple[int, ...] = (2,)  # elbo_loss, vae_loss: the shape of mu after the batch
     dtypes: tuple[torch.dtype, ...] = (torch.float32,) * 6
@@ -86,6 +84,8 @@ class Case:
     wanted: int = 63  # bit k: tensor k requires grad
     used: int = 7  # bit k: output k has an upstream gradient
     seed: int = 0
+    parameter: str = ""  # the name of a tensor in the place of the number
+    broadcast: str = "whole"
 
 
 # ---- inputs
