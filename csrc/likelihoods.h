@@ -149,14 +149,13 @@ struct GaussianLogVar : WithoutFactor<GaussianLogVar> {
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V logvar) {
-        const V d = y - x, precision = exp(-logvar);
-        return {constant<V>(0.5) * (d * d * precision + logvar + constant<V>(1.8378770664093453)), constant<V>(1),
-                d * precision};
+        const V d = y - x, half = constant<V>(0.5), precision = exp(-logvar);
+        return {half * d * d * precision + half * logvar + constant<V>(0.9189385332046727), constant<V>(1), d * precision};
     }
     template <class V>
     static FASTVAE_MATH V slope(V y, V x, V logvar) {
-        const V d = y - x;
-        return constant<V>(0.5) * (constant<V>(1) - d * d * exp(-logvar));
+        const V d = y - x, half = constant<V>(0.5);
+        return half - half * d * d * exp(-logvar);
     }
 };
 

@@ -142,7 +142,7 @@ def gaussian_var_derivative(y: Tensor, x: Tensor, var: Any) -> Tensor:
 
 
 def gaussian_logvar_nll(y: Tensor, x: Tensor, logvar: Any) -> Tensor:
-    return 0.5 * ((x - y) ** 2 * _exp(-logvar) + logvar + math.log(2 * math.pi))
+    return 0.5 * (x - y) ** 2 * _exp(-logvar) + 0.5 * (logvar + math.log(2 * math.pi))
 
 
 def gaussian_logvar_derivative(y: Tensor, x: Tensor, logvar: Any) -> Tensor:
@@ -150,7 +150,7 @@ def gaussian_logvar_derivative(y: Tensor, x: Tensor, logvar: Any) -> Tensor:
 
 
 def gaussian_logvar_parameter_derivative(y: Tensor, x: Tensor, logvar: Any) -> Tensor:
-    return 0.5 * (1 - (y - x) ** 2 * _exp(-logvar))
+    return 0.5 - 0.5 * (y - x) ** 2 * _exp(-logvar)
 
 
 def mse_nll(y: Tensor, x: Tensor, _: float) -> Tensor:

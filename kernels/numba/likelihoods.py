@@ -108,15 +108,15 @@ def gaussian_by_var(y, x, var):
 
 @exact
 def gaussian_logvar(y, x, logvar):
-    d, precision = y - x, exp(-logvar)
-    nll = constant(0.5, y) * (d * d * precision + logvar + constant(math.log(2 * math.pi), y))
+    d, half, precision = y - x, constant(0.5, y), exp(-logvar)
+    nll = half * d * d * precision + half * logvar + constant(0.5 * math.log(2 * math.pi), y)
     return nll, constant(1.0, y), d * precision
 
 
 @exact
 def gaussian_by_logvar(y, x, logvar):
-    d = y - x
-    return constant(0.5, y) * (constant(1.0, y) - d * d * exp(-logvar))
+    d, half = y - x, constant(0.5, y)
+    return half - half * d * d * exp(-logvar)
 
 
 @exact

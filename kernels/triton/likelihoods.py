@@ -14,7 +14,7 @@ from ..likelihoods import bound
 from .approx import exp, log, log_accurate, reciprocal, reciprocal_accurate, reciprocal_of_normal
 
 TWO_PI = tl.constexpr(6.283185307179586)
-LOG_TWO_PI = tl.constexpr(1.8378770664093453)
+HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
 LOG_TWO = tl.constexpr(0.6931471805599453)
 
 
@@ -112,33 +112,33 @@ def continuous_bernoulli_logits(y, x):
 
 
 @triton.jit
-def one_minus(a, b):
-    """1 − a·b in one rounding, said so: else a kernel that needs a·b besides rounds twice, and another does not."""
-    return tl.fma(-a, b, tl.full((1, 1), 1.0, a.dtype))
+def minus_product(c: tl.constexpr, a, b):
+    """c − a·b in one rounding, said so: else a kernel that needs a·b besides rounds twice, and another does not."""
+    return tl.fma(-a, b, tl.full((1, 1), c, a.dtype))
 
 
 @triton.jit
 def gaussian(y, x, var):
     d, precision = y - x, reciprocal_accurate(var)
-    return 0.5 * (d * d * precision + log(var * TWO_PI)), 1.0, d * precision
+    return 0.5 * d * d * precision + 0.5 * log(var * TWO_PI), 1.0, d * precision
 
 
 @triton.jit
 def gaussian_by_var(y, x, var):
     d, precision = y - x, reciprocal_accurate(var)
-    return 0.5 * precision * one_minus(d * d, precision)
+    return 0.5 * precision * minus_product(1.0, d * d, precision)
 
 
 @triton.jit
 def gaussian_logvar(y, x, logvar):
     d, precision = y - x, exp(-logvar)
-    return 0.5 * (d * d * precision + logvar + LOG_TWO_PI), 1.0, d * precision
+    return 0.5 * d * d * precision + 0.5 * logvar + HALF_LOG_TWO_PI, 1.0, d * precision
 
 
 @triton.jit
 def gaussian_by_logvar(y, x, logvar):
     d = y - x
-    return 0.5 * one_minus(d * d, exp(-logvar))
+    return minus_product(0.5, 0.5 * d * d, exp(-logvar))
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def laplace(y, x, scale):
 @triton.jit
 def laplace_by_scale(y, x, scale):
     precision = reciprocal_accurate(scale)
-    return precision * one_minus(tl.abs(y - x), precision)
+    return precision * minus_product(1.0, tl.abs(y - x), precision)
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def laplace_log_scale(y, x, log_scale):
 
 @triton.jit
 def laplace_by_log_scale(y, x, log_scale):
-    return one_minus(tl.abs(y - x), exp(-log_scale))
+    return minus_product(1.0, tl.abs(y - x), exp(-log_scale))
 
 
 TERMS = {
