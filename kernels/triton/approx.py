@@ -20,6 +20,7 @@ from .launch import INTERPRETED
 PTX = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 TRUNCATES = tl.constexpr(INTERPRETED)
 LOG2_E = tl.constexpr(1.4426950408889634)
+LOG2_E_LOW = tl.constexpr(1.92596298909109e-08)  # what LOG2_E lacks as a float32
 LN_2 = tl.constexpr(0.6931471805599453)
 MAGIC = tl.constexpr(12582912.0)  # 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
 MAGIC_BITS = tl.constexpr(0x4B400000)
@@ -92,13 +93,13 @@ def power_of_two(n):
 def exp_accurate(x, NARROW: tl.constexpr):
     """e^x for x of any size, within 2 ulp: Cephes' polynomial (Moshier), as in csrc/math.h.
 
-    NARROW, for what rounds to half precision: `exp`, with the rounding of x·log₂e put back.
+    NARROW, for inputs in half precision: `exp`, with the roundings of x·log₂e put back.
     """
     if x.dtype == tl.float64:
         return tl.exp(x)
     elif NARROW:
         power = x * LOG2_E
-        lost = tl.fma(x, tl.full(x.shape, LOG2_E, tl.float32), -power)
+        lost = tl.fma(x, tl.full(x.shape, LOG2_E, tl.float32), -power) + x * LOG2_E_LOW
         value = exp2_32(power)
         corrected = value + value * lost * LN_2
         return tl.where(corrected == corrected, corrected, value)  # inf − inf where x or e^x is infinite
