@@ -18,12 +18,14 @@ if EMULATED := os.environ.get("FASTVAE_EMULATED_CUDA"):  # before `table` looks 
 
     build.load(EMULATED)
 
-if os.environ.get("FASTVAE_PERTURB"):
-    import perturbed
+from table import DEVICE, INTERPRETED
 
-    perturbed.perturb()
+if INTERPRETED:
+    import interpreter
 
-from table import DEVICE
+    interpreter.mend()
+    if os.environ.get("FASTVAE_PERTURB"):
+        interpreter.perturb()
 
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)

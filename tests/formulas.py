@@ -192,7 +192,8 @@ def of_tensor(name: str, y: Tensor, x: Tensor, p: Tensor, relative: float, tiny:
     m, slope = (h * (d * d), d) if "var" in name else (d.abs(), sign(d))
     if name.startswith("log"):
         inverse = torch.exp(-p)
-        log, far, by_recon, off = p, m * inverse, slope * inverse, tiny + relative * p.abs() * inverse
+        off = tiny + relative * (p.abs() * inverse).nan_to_num(0.0, posinf=math.inf)  # ∞·0 where p is infinite
+        log, far, by_recon = p, m * inverse, slope * inverse
         inner, inner_size, inner_off = h - far, h + far, m * off
     else:
         inverse = 1 / p

@@ -1,4 +1,5 @@
-"""The special-function units of a GPU, in Triton's interpreter: every result off by up to what NVIDIA documents.
+"""What a GPU does and Triton's interpreter does not: ``mend`` rounds as the GPU does; ``perturb`` puts every result of
+the special-function units off by up to what NVIDIA documents.
 
 PTX manual: ex2 and lg2 2⁻²² relative (lg2 absolute from ½ to 2), sqrt 2⁻²³, sin and cos 2⁻²⁰·⁵ absolute; div.full
 2 ulp. tl.exp is ex2 of a product that has been rounded.
@@ -7,8 +8,10 @@ PTX manual: ex2 and lg2 2⁻²² relative (lg2 absolute from ½ to 2), sqrt 2⁻
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import torch
 
 
 def off(x: np.ndarray, bound: np.ndarray | float) -> np.ndarray:
@@ -16,6 +19,29 @@ def off(x: np.ndarray, bound: np.ndarray | float) -> np.ndarray:
     bits = x.view(np.uint32).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     uniform = (bits >> np.uint64(40)).astype(np.float64) * 2.0**-23 - 1
     return np.where(np.isfinite(x) & (x != 0), x + uniform * bound, x).astype(np.float32)
+
+
+def mend() -> None:
+    """Replace the interpreter's fma, which rounds twice, and its bfloat16, which truncates and has no subnormals."""
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    convert = interpreter._convert_float
+
+    def convert_as_torch(data: np.ndarray, source: Any, target: Any, rounding_mode: object) -> np.ndarray:
+        if (source.name, target.name) == ("bf16", "fp32"):
+            return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if (source.name, target.name) == ("fp32", "bf16"):
+            return torch.from_numpy(data.copy()).bfloat16().view(torch.uint16).numpy()
+        return convert(data, source, target, rounding_mode)
+
+    def fma(_: InterpreterBuilder, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+        wide = [arg.data.astype(np.float64) for arg in (x, y, z)]  # a product of float32 is exact there
+        with np.errstate(all="ignore"):
+            return TensorHandle((wide[0] * wide[1] + wide[2]).astype(z.data.dtype), z.dtype.scalar)
+
+    InterpreterBuilder.create_fma = fma
+    interpreter._convert_float = convert_as_torch
 
 
 def perturb() -> None:
