@@ -47,10 +47,11 @@ def run(kernel: Any, rows: int, cost: int, *args: int | float) -> int:
         pool = _pool = ThreadPoolExecutor(threads, thread_name_prefix="fastvae")
         _pool_size = threads
     bounds = [rows * t // threads for t in range(threads + 1)]
-    others: list[Future[int]] = []
+    # made before they are submitted: an interrupt may come when a thread already works and submit has not returned
+    others: list[Future[int]] = [Future() for _ in range(1, threads)]
     try:
-        for t in range(1, threads):
-            others.append(pool.submit(kernel, bounds[t], bounds[t + 1], *args))
+        for t, other in enumerate(others, 1):
+            pool.submit(_serve, other, kernel, bounds[t], bounds[t + 1], *args)
         flags = kernel(0, bounds[1], *args)
         for other in others:
             flags |= other.result()
@@ -61,13 +62,20 @@ def run(kernel: Any, rows: int, cost: int, *args: int | float) -> int:
     return flags
 
 
+def _serve(future: Future[int], kernel: Any, *args: int | float) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(kernel(*args))
+    except BaseException as error:
+        future.set_exception(error)
+
+
 def _wait_for(futures: list[Future[int]]) -> None:
-    """Returns when none runs, however often it is interrupted: their outputs are freed after that."""
-    for future in futures:
-        future.cancel()
+    """Returns when none runs or will, however often it is interrupted: their outputs are freed after that."""
     while True:
         try:
-            wait(futures)
+            wait([future for future in futures if not future.cancel()])
         except KeyboardInterrupt:
             continue
         return
