@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs clean
+.PHONY: demo test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -65,6 +65,10 @@ fuzz-gpu: $(VENV)/installed
 	library=$$($(BIN)/python tests/cuda_emulator/build.py) && \
 	FASTVAE_EMULATED_CUDA=$$library FASTVAE_FUZZ=50000 FASTVAE_FUZZ_ON=cuda $(FUZZ)
 	TRITON_INTERPRET=1 FASTVAE_FUZZ=5000 FASTVAE_FUZZ_ON=triton $(FUZZ)
+
+# A hundred kills, ten thousand steps, forks, threads, Ctrl-Cs.
+soak: $(VENV)/installed
+	$(BIN)/python tests/soak.py
 
 # Plants bugs in copies of the kernels and asks whether the tests see each.
 bugs: $(VENV)/installed

@@ -155,24 +155,6 @@ def test_noise_is_the_same_for_every_instruction_set() -> None:
         torch.testing.assert_close(z, seen[0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_threads_survive_a_fork() -> None:
-    """Without help from a DataLoader, which sets workers to one thread: the child uses two, as the parent did."""
-    code = """
-import os, signal, torch, fastvae
-torch.set_num_threads(2)
-zeros = torch.zeros(256, 4096)
-with fastvae.use_backend("cpp"):
-    here = fastvae.reparameterize(zeros, zeros, seed=1)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # and nothing of torch's own, which would wait for threads the child has not got
-        os._exit(0 if (here.numpy() == fastvae.reparameterize(zeros, zeros, seed=1).numpy()).all() else 1)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    assert run(sys.executable, "-c", code).strip() == "0"
-
-
 def test_no_kernel_spills_or_has_a_stack() -> None:
     library = built_for_cuda()
     usage = run(cuobjdump(), "--dump-resource-usage", "-arch", "sm_90", library)

@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-import fastvae
-
+import soak
+from soak import ORDERS
 from table import BACKENDS
 
 
@@ -62,44 +62,23 @@ def test_torch_backend_needs_no_numba() -> None:
     assert python(code).startswith("1.5 numba cannot be imported")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dataloader_workers_forked_after_an_op_ran(backend: str) -> None:
-    code = f"""
-import torch, fastvae
-class Noisy(torch.utils.data.Dataset):
-    def __len__(self): return 4
-    def __getitem__(self, k):
-        zeros = torch.zeros(64, 4096)
-        return fastvae.reparameterize(zeros, zeros, seed=k)
-with fastvae.use_backend("{backend}"):
-    torch.set_num_threads(2)
-    here = torch.stack([Noisy()[k] for k in range(4)])
-    loader = torch.utils.data.DataLoader(Noisy(), num_workers=2, multiprocessing_context="fork")
-    there = torch.cat(list(loader))
-    print(torch.equal(here, there))
-"""
-    assert python(code) == "True"
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_several_python_threads_at_once(backend: str) -> None:
-    inputs = [(torch.randn(200, 784), torch.rand(200, 784)) for _ in range(4)]
-    with fastvae.use_backend(backend):
-        want = [fastvae.bce_with_logits(*pair) for pair in inputs]
-    failures: list[object] = []
-
-    def work(k: int) -> None:
-        with fastvae.use_backend(backend):
-            for _ in range(20):
-                logits = inputs[k][0].clone().requires_grad_()
-                loss = fastvae.bce_with_logits(logits, inputs[k][1])
-                loss.backward()
-                if not torch.allclose(loss, want[k]) or not logits.grad.isfinite().all():
-                    failures.append(k)
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the soak is for Linux")
+@pytest.mark.parametrize(
+    ("bar", "backend", "count"),
+    [
+        ("resumes", "cpp", 2),
+        ("steps", "cpp", 300),
+        ("in_this_order", "torch", ORDERS.index(("op", "torch", "workers", "fork"))),
+        ("in_this_order", "numba", ORDERS.index(("op", "fork", "torch", "workers"))),
+        ("in_this_order", "cpp", ORDERS.index(("op", "fork", "torch", "workers"))),
+        ("in_this_order", "cpp", ORDERS.index(("torch", "fork", "op", "workers"))),
+        ("threads", "numba", 20),
+        ("threads", "cpp", 20),
+        ("interrupts", "numba", 10),
+    ],
+)
+def test_a_little_of_the_soak(bar: str, backend: str, count: int) -> None:
+    if backend not in BACKENDS:
+        pytest.skip(f"no {backend}")
+    well, seen = soak.trial(bar, backend, count)
+    assert well, seen

@@ -35,15 +35,18 @@ def write_idx(path: Path, values: torch.Tensor, magic: int | None = None) -> Non
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-@pytest.fixture
-def idx(tmp_path: Path) -> Path:
-    folder = tmp_path / "idx"
+def write_tiny_data(folder: Path) -> Path:
     folder.mkdir()
     for prefix, count in (("train", 60), ("t10k", 20)):
         images = torch.randint(0, 256, (count, 6, 5), dtype=torch.uint8)
         write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{prefix}-labels-idx1-ubyte", torch.arange(count, dtype=torch.uint8) % 3)
     return folder
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    return write_tiny_data(tmp_path / "idx")
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +198,10 @@ def same(a: Path, b: Path) -> None:
         assert {**row, "examples_per_second": 0} == {**other, "examples_per_second": 0}
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"model": "cvae", "denoise": 0.2}, {"beta_warmup": 2, "precision": "bf16"}], ids=str
-)
+CHANGES: list[dict] = [{}, {"model": "cvae", "denoise": 0.2}, {"beta_warmup": 2, "precision": "bf16"}]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_resumed_is_the_same_to_the_bit(tmp_path: Path, changes: dict) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
