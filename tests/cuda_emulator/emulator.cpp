@@ -4,15 +4,16 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <random>
-#include <set>
 #include <vector>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
+#else
+static void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+static void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #endif
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -20,18 +21,13 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulator {
 namespace {
 
-constexpr size_t STACK = 64 << 10;
-#ifdef __SANITIZE_ADDRESS__
-constexpr size_t ROOM = 8 * STACK;
-#else
-constexpr size_t ROOM = STACK;
-#endif
+constexpr size_t STACK = 512 << 10;
 
 std::string setting(const char* name, const char* otherwise) {
     const char* value = std::getenv(name);
     return value == nullptr || *value == '\0' ? otherwise : value;
 }
-const std::string ORDER = setting("EMU_ORDER", "random");
+const bool BACKWARD = setting("EMU_ORDER", "random") == "backward";
 const uint64_t SEED = std::stoull(setting("EMU_SEED", "0"));
 const double PERTURB = std::stod(setting("EMU_PERTURB", "0"));
 const int SMS = std::stoi(setting("EMU_SMS", "2"));
@@ -53,44 +49,29 @@ unsigned current;
 int64_t serial = 0;
 std::string error, last_error;
 std::mt19937_64 draw(SEED);
-void* fake_stack;
-const void* bottom;
+const void* bottom;  // of the scheduler's stack
 size_t bottom_size;
 
 void to_scheduler(bool for_good) {
-    Fiber& fiber = fibers[current];
     void* fake = nullptr;
-    (void)fake;
-#ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, bottom, bottom_size);
-#endif
-    (void)for_good;
-    swapcontext(&fiber.context, &scheduler);
-#ifdef __SANITIZE_ADDRESS__
+    swapcontext(&fibers[current].context, &scheduler);
     __sanitizer_finish_switch_fiber(fake, &bottom, &bottom_size);
-#endif
 }
 
 void entry() {
-#ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(nullptr, &bottom, &bottom_size);
-#endif
     (*body)();
     fibers[current].waits = false;
     to_scheduler(true);
 }
 
 void resume(unsigned thread) {
-    current = thread;
-    threadIdx = thread;
-    threadIdx.y = threadIdx.z = 0;
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(&fake_stack, fibers[thread].stack.get(), ROOM);
-#endif
+    current = threadIdx.x = thread;
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(&fake, fibers[thread].stack.get(), STACK);
     swapcontext(&scheduler, &fibers[thread].context);
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 }
 
 // All threads of a scope wait: at one barrier, or it is an error.
@@ -107,23 +88,17 @@ void run_block(unsigned threads) {
     unsigned ended = 0, in_block = 0;
     for (unsigned thread = 0; thread < threads; ++thread) {
         Fiber& fiber = fibers[thread];
-        if (!fiber.stack) fiber.stack.reset(new char[ROOM]);
+        if (!fiber.stack) fiber.stack.reset(new char[STACK]);
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = ROOM;
+        fiber.context.uc_stack.ss_size = STACK;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, entry, 0);
-        ready[thread] = threads - 1 - thread;
+        ready[thread] = thread;
     }
     while (error.empty() && ended < threads) {
-        if (ready.empty()) {
-            error = "a barrier that not all threads reach";
-            return;
-        }
-        auto next = ready.end() - 1;
-        if (ORDER == "random") next = ready.begin() + static_cast<long>(draw() % ready.size());
-        else if (ORDER == "backward") next = std::max_element(ready.begin(), ready.end());
-        else next = std::min_element(ready.begin(), ready.end());
+        if (ready.empty()) return void(error = "a barrier that not all threads reach");
+        const auto next = BACKWARD ? std::max_element(ready.begin(), ready.end()) : ready.begin() + draw() % ready.size();
         const unsigned thread = *next;
         *next = ready.back();
         ready.pop_back();
@@ -140,20 +115,6 @@ void run_block(unsigned threads) {
         }
     }
 }
-
-// What EMU_STATS names gets a line: kernels run, launches, blocks.
-struct Statistics {
-    std::set<const void*> kernels;
-    int64_t launches = 0;
-    ~Statistics() {
-        const std::string path = setting("EMU_STATS", "");
-        FILE* file = path.empty() ? nullptr : std::fopen(path.c_str(), "a");
-        if (file == nullptr) return;
-        std::fprintf(file, "%zu kernels, %lld launches, %lld blocks\n", kernels.size(), static_cast<long long>(launches),
-                     static_cast<long long>(serial));
-        std::fclose(file);
-    }
-} statistics;
 
 // The same for the same x and seed, between -1 and 1.
 double noise(float x) {
@@ -172,10 +133,7 @@ void fail(const std::string& what) {
 
 void wait(Scope scope, const void* place, int line) {
     Fiber& fiber = fibers[current];
-    fiber.waits = true;
-    fiber.scope = scope;
-    fiber.place = place;
-    fiber.line = line;
+    fiber.waits = true, fiber.scope = scope, fiber.place = place, fiber.line = line;
     to_scheduler(false);
 }
 
@@ -191,16 +149,12 @@ float absolutely_off(float x, float bound) {
     return PERTURB != 0 && x != 0 ? static_cast<float>(x + noise(x) * bound * PERTURB) : x;
 }
 
-int run(dim3 grid, dim3 block, const void* kernel, const std::function<void()>& thread) {
+int run(dim3 grid, dim3 block, const std::function<void()>& thread) {
     const std::lock_guard<std::mutex> guard(one_launch);
     error.clear();
     const bool fits = grid.x - 1 < 0x7fffffffu && grid.y - 1 < 65535u && grid.z == 1 && block.x - 1 < 1024u;
     if (!fits || block.x % LANES != 0) error = "invalid configuration";
-    statistics.kernels.insert(kernel);
-    ++statistics.launches;
-    body = &thread;
-    gridDim = grid;
-    blockDim = block;
+    body = &thread, gridDim = grid, blockDim = block;
     for (unsigned k = 0; error.empty() && k < grid.x * grid.y; ++k) {
         blockIdx = dim3(k % grid.x, k / grid.x, 0);
         ++serial;

@@ -38,7 +38,7 @@ constexpr int LANES = 32;
 [[noreturn]] void fail(const std::string& what);         // ends the launch
 void wait(Scope scope, const void* place, int line = 0);  // until all of the scope wait there
 int64_t block_serial();                                   // a number for each block that ever ran
-int run(dim3 grid, dim3 block, const void* kernel, const std::function<void()>& thread);
+int run(dim3 grid, dim3 block, const std::function<void()>& thread);
 
 float off_by(float x, int ulps);           // x, or up to so many ulps beside it
 float absolutely_off(float x, float bound);  // x, or up to `bound` beside it
@@ -93,22 +93,6 @@ struct Storage {
     }
 };
 
-inline float float_of_half(uint16_t bits) {
-    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-    const float size = exponent == 31 ? (mantissa != 0 ? NAN : INFINITY)
-                                      : std::ldexp(static_cast<float>(exponent != 0 ? mantissa + 1024 : mantissa),
-                                                   (exponent != 0 ? exponent : 1) - 25);
-    return bits >> 15 != 0 ? -size : size;
-}
-inline uint16_t half_of_float(float x) {  // to nearest even
-    const float size = std::fabs(x);
-    const int sign = std::signbit(x) ? 0x8000 : 0;
-    if (x != x) return 0x7fff;
-    if (size >= 65520) return static_cast<uint16_t>(sign | 0x7c00);
-    const int exponent = size < 0x1p-14f ? -14 : std::ilogb(size);
-    return static_cast<uint16_t>(sign + ((exponent + 14) << 10) + static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent))));
-}
-
 }  // namespace emulator
 
 using uint4 = emulator::Vector<4>;
@@ -117,10 +101,10 @@ struct float2 {
     float x, y;
 };
 
-inline uint32_t __float_as_uint(float x) { uint32_t word; std::memcpy(&word, &x, 4); return word; }
-inline float __uint_as_float(uint32_t word) { float x; std::memcpy(&x, &word, 4); return x; }
-inline int __float_as_int(float x) { return static_cast<int>(__float_as_uint(x)); }
-inline float __int_as_float(int word) { return __uint_as_float(static_cast<uint32_t>(word)); }
+inline uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint32_t, x); }
+inline float __uint_as_float(uint32_t word) { return __builtin_bit_cast(float, word); }
+inline int __float_as_int(float x) { return __builtin_bit_cast(int, x); }
+inline float __int_as_float(int word) { return __builtin_bit_cast(float, word); }
 inline float __uint2float_rn(uint32_t x) { return static_cast<float>(x); }
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {  // without the replicated sign
     const uint64_t bytes = uint64_t{high} << 32 | low;
@@ -129,16 +113,16 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {  /
     return result;
 }
 
-struct __half { uint16_t bits; };
-struct __half2 { uint16_t x, y; };
+struct __half { _Float16 value; };  // the compiler's own, which rounds to nearest even
+struct __half2 { _Float16 x, y; };
 struct __nv_bfloat16 { uint16_t bits; };
 struct __nv_bfloat162 { uint16_t x, y; };
-inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
-inline uint16_t __half_as_ushort(__half x) { return x.bits; }
-inline float __half2float(__half x) { return emulator::float_of_half(x.bits); }
-inline __half __float2half_rn(float x) { return {emulator::half_of_float(x)}; }
-inline float2 __half22float2(__half2 x) { return {emulator::float_of_half(x.x), emulator::float_of_half(x.y)}; }
-inline __half2 __floats2half2_rn(float x, float y) { return {emulator::half_of_float(x), emulator::half_of_float(y)}; }
+inline __half __ushort_as_half(uint16_t bits) { return __builtin_bit_cast(__half, bits); }
+inline uint16_t __half_as_ushort(__half x) { return __builtin_bit_cast(uint16_t, x); }
+inline float __half2float(__half x) { return x.value; }
+inline __half __float2half_rn(float x) { return {static_cast<_Float16>(x)}; }
+inline float2 __half22float2(__half2 x) { return {x.x, x.y}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {static_cast<_Float16>(x), static_cast<_Float16>(y)}; }
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     const uint32_t word = __float_as_uint(x);
@@ -205,6 +189,5 @@ const char* cudaGetErrorString(cudaError_t error);
 template <class... PARAMETERS, class... ARGUMENTS>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(PARAMETERS...), const ARGUMENTS&... given) {
     const std::tuple<PARAMETERS...> parameters(given...);
-    return emulator::run(config->gridDim, config->blockDim, reinterpret_cast<const void*>(kernel),
-                         [&] { std::apply(kernel, parameters); });
+    return emulator::run(config->gridDim, config->blockDim, [&] { std::apply(kernel, parameters); });
 }
