@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
 from fastvae.kernels.likelihoods import DEFAULT_NUMBERS
+from fastvae.kernels.reference.noise import noise
 
 import formulas
 from fuzz import BROADCAST, LAYOUTS, PARAMETERS, RECONSTRUCTIONS, TARGETS, Case, Trial
@@ -192,3 +193,11 @@ def test_fuzz(family: str, chunk: int, examples: int) -> None:
             trial.run(target)
 
     check()
+
+
+def test_the_formulas_draw_the_noise_of_the_contract() -> None:
+    """Element 4734 of this seed has a radius from the word 12,548: what is added to a small word is seen."""
+    shape, seed = torch.Size((5000,)), 4_591_344_555
+    torch.testing.assert_close(
+        noise(torch.tensor(seed), shape).double(), formulas.epsilon(seed, shape), rtol=0, atol=formulas.NOISE_ON_CPU
+    )
