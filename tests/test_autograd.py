@@ -95,9 +95,17 @@ def test_elbo_terms_used_one_by_one(backend: str) -> None:
     torch.testing.assert_close(got[1:], list(want))
 
 
-@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0, torch.tensor(0.25)], ids=str)
-@pytest.mark.parametrize("reduction", ["example", "sum", "batchmean"])
-@pytest.mark.parametrize("likelihood", fastvae.functional.LIKELIHOODS)
+BETAS = [0.0, 1.0, 4.0, torch.tensor(0.25)]
+# half of all: every likelihood and every reduction meets each beta
+ELBOS = [
+    (likelihood, reduction, beta)
+    for k, likelihood in enumerate(fastvae.functional.LIKELIHOODS)
+    for j, reduction in enumerate(("example", "sum", "batchmean"))
+    for beta in BETAS[(k + j) % 2 :: 2]
+]
+
+
+@pytest.mark.parametrize(("likelihood", "reduction", "beta"), ELBOS, ids=str)
 def test_elbo_is_the_sum_of_its_terms(backend: str, likelihood: str, reduction: str, beta: float | Tensor) -> None:
     call: Callable[..., Tensor] = {
         "bernoulli_logits": fastvae.bce_with_logits,

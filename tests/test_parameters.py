@@ -38,13 +38,15 @@ def magnitudes(op: Op, exact: list[Tensor], x: Tensor, upstream: Tensor, reducti
     return max(grad.abs().sum_to_size(shape).max().item() for grad in grads)
 
 
-@pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
 @pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 @pytest.mark.parametrize("broadcast", BROADCAST)
 @pytest.mark.parametrize("name", WITH_TENSOR)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_value_and_gradients(backend: str, name: str, broadcast: str, dtype: torch.dtype, reduction: str) -> None:
+def test_value_and_gradients(backend: str, name: str, broadcast: str, dtype: torch.dtype) -> None:
+    """With one of the reductions: each meets every name, every broadcast and every dtype."""
     op = OPS[name]
+    turn = WITH_TENSOR.index(name) + list(BROADCAST).index(broadcast) + DTYPES.index(dtype)
+    reduction = ("none", "example", "batchmean")[turn % 3]
     data = (37, 3, 11)
     y, p, x = op.inputs(*data)
     p = p.reshape(-1)[: torch.Size(BROADCAST[broadcast](*data)).numel()].reshape(BROADCAST[broadcast](*data))
