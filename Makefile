@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak clean
+.PHONY: demo test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak versions clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -48,13 +48,15 @@ roofline: $(VENV)/installed
 gpu:
 	$(PYTHON) benchmarks/gpu.py
 
-# The compiled CPU loops and the emulated CUDA kernels, watched by AddressSanitizer and UndefinedBehaviorSanitizer.
+# The compiled CPU loops and the emulated CUDA kernels, watched by AddressSanitizer and UndefinedBehaviorSanitizer: the op
+# table, and 20,000 fuzzed calls.
 sanitize: $(VENV)/installed
 	library=$$($(BIN)/python tests/cuda_emulator/build.py --sanitize) && \
 	FASTVAE_EMULATED_CUDA=$$library LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(BIN)/python -m pytest -p no:cacheprovider -k "(cpp or cuda) and not compile and not export and not process" \
-	tests/test_ops.py tests/test_noise.py tests/test_autograd.py tests/test_edges.py
+	FASTVAE_FUZZ=20000 FASTVAE_FUZZ_ON=cpp,cpp-baseline,cuda \
+	$(BIN)/python -m pytest -p no:cacheprovider -k "(cpp or cuda or fuzz) and not compile and not export and not process" \
+	tests/test_ops.py tests/test_noise.py tests/test_autograd.py tests/test_edges.py tests/test_parameters.py tests/test_fuzz.py
 
 # 200,000 random calls against float64: CPU backends, emulated CUDA, interpreted Triton; `make -j2 fuzz` on two cores.
 FUZZ := $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_fuzz.py
@@ -69,6 +71,10 @@ fuzz-gpu: $(VENV)/installed
 # A hundred kills, ten thousand steps, forks, threads, Ctrl-Cs.
 soak: $(VENV)/installed
 	$(BIN)/python tests/soak.py
+
+# The tests with the oldest versions of torch, Triton and Numba that are declared, and with the newest.
+versions: $(VENV)/installed
+	$(BIN)/python tests/versions.py
 
 # Plants bugs in copies of the kernels and asks whether the tests see each.
 bugs: $(VENV)/installed
