@@ -180,7 +180,8 @@ def _reconstruction_gradients(
         gradients = [] if again else _take_gradient(ctx, primitives, traced, grad_nll)
         if not gradients:
             gradients = primitives.reconstruction_backward(grad_nll, *inputs, **_term(ctx))
-        needed = [gradients[0] if recon_needed else None, None, gradients[1] if tensor_needed else None]
+        needed[0] = gradients[0] if recon_needed else None
+        needed[2] = gradients[1].to(inputs[2].dtype) if tensor_needed else None
     if target_needed:
         needed[1] = reference_reconstruction.target_gradient(grad_nll, *inputs, **_term(ctx))  # too rare for a kernel
     return tuple(needed[: len(inputs)])

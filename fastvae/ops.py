@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels.layout import loss_dtype, loss_shape
+from .kernels.layout import accumulator, loss_dtype, loss_shape
 from .registry import backend_for
 
 _library = torch.library.Library("fastvae", "DEF")
@@ -91,14 +91,15 @@ def _reconstruction_forward_fake(
     with_gradient: bool,
     **_: Any,
 ) -> list[Tensor]:
-    gradients = [_like(t) for t in (recon, parameter_tensor) if t is not None] if with_gradient else []
+    gradients = _reconstruction_backward_fake(recon, recon, target, parameter_tensor) if with_gradient else []
     return [_loss_like(recon, reduction), *gradients]
 
 
 def _reconstruction_backward_fake(
     grad_nll: Tensor, recon: Tensor, target: Tensor, parameter_tensor: Tensor | None = None, **_: Any
 ) -> list[Tensor]:
-    return [_like(t) for t in (recon, parameter_tensor) if t is not None]
+    given = [] if parameter_tensor is None else [parameter_tensor]
+    return [_like(recon), *(t.new_empty(t.shape, dtype=accumulator(t.dtype)) for t in given)]
 
 
 def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient: bool, **options: Any) -> list[Tensor]:

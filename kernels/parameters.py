@@ -30,14 +30,14 @@ class Parameter:
         self.given, self.shape = given, shape
 
     def gradient(self, parts: Tensor, data: torch.Size) -> Tensor:
-        """The gradient in ``given`` from what the kernel left: by row and by column ``[parts, …]`` in float64."""
+        """The gradient in ``given``, not yet rounded, from what the kernel left: by row and column ``[parts, …]``."""
         if self.kind == "row":
             total = parts if self.stride else ordered_sum(parts)
         elif self.kind == "column":
             total = parts.sum(0).reshape(1, *data[1:]).sum_to_size(self.shape)
         else:
             total = parts if self.shape == data else parts.double().sum_to_size(self.shape)
-        return total.reshape(self.given.shape).to(self.given.dtype)
+        return total.reshape(self.given.shape).to(accumulator(self.given.dtype))
 
 
 def by_row(sums: Tensor) -> Tensor:

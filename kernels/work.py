@@ -303,7 +303,9 @@ class Primitives:
         return own.gradients()
 
     def _no_gradients(self, recon: Tensor, parameter_tensor: Tensor | None) -> list[Tensor]:
-        return [self.empty_like(recon), *([] if parameter_tensor is None else [torch.zeros_like(parameter_tensor)])]
+        if parameter_tensor is None:
+            return [self.empty_like(recon)]
+        return [self.empty_like(recon), torch.zeros_like(parameter_tensor, dtype=accumulator(parameter_tensor.dtype))]
 
     def latent_forward(
         self,

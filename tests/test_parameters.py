@@ -116,6 +116,21 @@ def test_a_second_backward_and_only_one_leaf(backend: str) -> None:
     torch.testing.assert_close(grad, (y - x) / 2 / 5)
 
 
+@pytest.mark.parametrize("shape", [(300,), (8, 1), (8, 300)], ids=["feature", "example", "whole"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_is_rounded_once(backend: str, shape: tuple[int, ...]) -> None:
+    """Not when the forward writes it and again when it is scaled."""
+    y, x = torch.randn(8, 300).bfloat16(), torch.rand(8, 300)
+    var = (torch.rand(shape) + 0.5).bfloat16().requires_grad_()
+    with fastvae.use_backend(backend):
+        (got,) = torch.autograd.grad(0.3 * fastvae.gaussian_nll(y, x, var=var), var)
+    exact = var.detach().double().requires_grad_()
+    loss = fastvae.gaussian_nll(y.double(), x.double(), var=exact)
+    (want,) = torch.autograd.grad(torch.tensor(0.3).double() * loss, exact)
+    half_ulp = torch.exp2(torch.floor(torch.log2(want.abs()))) * 2.0**-8
+    assert ((got.double() - want).abs() <= half_ulp * 1.01).all()
+
+
 @pytest.mark.parametrize("target", ["uint8", "float32"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_targets(backend: str, target: str) -> None:

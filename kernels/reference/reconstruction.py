@@ -90,7 +90,7 @@ def reconstruction_backward(
     if parameter_tensor is not None:
         assert row.parameter_derivative is not None
         elements = (upstream * row.parameter_derivative(y, x, number)).double()
-        gradients.append(elements.sum_to_size(parameter_tensor.shape).to(parameter_tensor.dtype))
+        gradients.append(elements.sum_to_size(parameter_tensor.shape).to(accumulator(parameter_tensor.dtype)))
     return gradients
 
 
