@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .kernels.layout import accumulator, loss_dtype, loss_shape
+from .kernels.parameters import gradient_dtype
 from .registry import backend_for
 
 _library = torch.library.Library("fastvae", "DEF")
@@ -91,15 +92,20 @@ def _reconstruction_forward_fake(
     with_gradient: bool,
     **_: Any,
 ) -> list[Tensor]:
-    gradients = _reconstruction_backward_fake(recon, recon, target, parameter_tensor) if with_gradient else []
-    return [_loss_like(recon, reduction), *gradients]
+    return [_loss_like(recon, reduction), *(_gradients_like(recon, parameter_tensor) if with_gradient else [])]
 
 
 def _reconstruction_backward_fake(
     grad_nll: Tensor, recon: Tensor, target: Tensor, parameter_tensor: Tensor | None = None, **_: Any
 ) -> list[Tensor]:
-    given = [] if parameter_tensor is None else [parameter_tensor]
-    return [_like(recon), *(t.new_empty(t.shape, dtype=accumulator(t.dtype)) for t in given)]
+    return _gradients_like(recon, parameter_tensor)
+
+
+def _gradients_like(recon: Tensor, parameter_tensor: Tensor | None) -> list[Tensor]:
+    if parameter_tensor is None:
+        return [_like(recon)]
+    dtype = gradient_dtype(parameter_tensor, recon.shape, accumulator(recon.dtype))
+    return [_like(recon), parameter_tensor.new_empty(parameter_tensor.shape, dtype=dtype)]
 
 
 def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient: bool, **options: Any) -> list[Tensor]:

@@ -27,8 +27,8 @@ Shapes and values
     ``with_gradient`` comes only with the last three, the *total* reductions.
     ``likelihood``: a key of ``likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
     ``parameter_tensor`` stands in place of the number where the likelihood is one of ``likelihoods.WITH_TENSOR``: of
-    any shape that broadcasts to ``recon``. Its gradient has its shape, is summed in float64 and left in the dtype of
-    arithmetic: the caller rounds it, once it has been multiplied by the upstream gradient.
+    any shape that broadcasts to ``recon``. Its gradient has its shape and ``parameters.gradient_dtype``: float64, or
+    the dtype of the arithmetic where nothing is summed. The caller rounds it, after the upstream gradient.
     Arithmetic is in float64 for float64 inputs, else in float32. Elementwise outputs, z and gradients have the dtype
     of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
     Any layout may come in; ``layout.as_rows`` turns it into rows with a stride. All but ``reference`` get these

@@ -37,7 +37,12 @@ class Parameter:
             total = parts.sum(0).reshape(1, *data[1:]).sum_to_size(self.shape)
         else:
             total = parts if self.shape == data else parts.double().sum_to_size(self.shape)
-        return total.reshape(self.given.shape).to(accumulator(self.given.dtype))
+        return total.reshape(self.given.shape).to(gradient_dtype(self.given, data, self.value.dtype))
+
+
+def gradient_dtype(parameter: Tensor, data: torch.Size, arithmetic: torch.dtype) -> torch.dtype:
+    """Of a gradient before it is rounded to that of ``parameter``: sums stay in float64, whose range they may need."""
+    return arithmetic if parameter.shape == data else torch.float64
 
 
 def by_row(sums: Tensor) -> Tensor:

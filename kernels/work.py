@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .checks import check_unit_range
 from .layout import ALL, BLOCK, TOTAL_REDUCTIONS, accumulator, as_rows, empty_like, reduction_weight, upstream_by_row
-from .parameters import Parameter, by_row, ordered_sum
+from .parameters import Parameter, by_row, gradient_dtype, ordered_sum
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ACCUMULATORS = {dtype: accumulator(dtype) for dtype in FLOATS}
@@ -305,7 +305,8 @@ class Primitives:
     def _no_gradients(self, recon: Tensor, parameter_tensor: Tensor | None) -> list[Tensor]:
         if parameter_tensor is None:
             return [self.empty_like(recon)]
-        return [self.empty_like(recon), torch.zeros_like(parameter_tensor, dtype=accumulator(parameter_tensor.dtype))]
+        dtype = gradient_dtype(parameter_tensor, recon.shape, ACCUMULATORS[recon.dtype])
+        return [self.empty_like(recon), torch.zeros_like(parameter_tensor, dtype=dtype)]
 
     def latent_forward(
         self,

@@ -131,6 +131,18 @@ def test_a_gradient_is_rounded_once(backend: str, shape: tuple[int, ...]) -> Non
     assert ((got.double() - want).abs() <= half_ulp * 1.01).all()
 
 
+@pytest.mark.parametrize("shape", [(), (8, 1)], ids=["scalar", "example"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sum_beyond_float32_is_scaled_before_it_is_rounded(backend: str, shape: tuple[int, ...]) -> None:
+    """Each element's -½/σ⁴ is within float32, their sum is beyond it, and the gradient is not."""
+    y, x = torch.zeros(8, 30_000), torch.ones(8, 30_000)
+    var = torch.full(shape, 4.1e-18, requires_grad=True)
+    with fastvae.use_backend(backend):
+        (got,) = torch.autograd.grad(1e-4 * fastvae.gaussian_nll(y, x, var=var, reduction="sum"), var)
+    want = 1e-4 * 0.5 / 4.1e-18 * (1 - 1 / 4.1e-18) * y.numel() / max(var.numel(), 1)
+    torch.testing.assert_close(got, torch.full_like(got, want), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("target", ["uint8", "float32"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_targets(backend: str, target: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..checks import check_unit_range
 from ..layout import accumulator, loss_dtype, reduction_weight
 from ..likelihoods import LIKELIHOODS
+from ..parameters import gradient_dtype
 
 
 def prepare(recon: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,8 @@ def reconstruction_backward(
     if parameter_tensor is not None:
         assert row.parameter_derivative is not None
         elements = (upstream * row.parameter_derivative(y, x, number)).double()
-        gradients.append(elements.sum_to_size(parameter_tensor.shape).to(accumulator(parameter_tensor.dtype)))
+        dtype = gradient_dtype(parameter_tensor, recon.shape, y.dtype)
+        gradients.append(elements.sum_to_size(parameter_tensor.shape).to(dtype))
     return gradients
 
 
