@@ -216,8 +216,16 @@ class KL(NamedTuple):
 
 
 def gaussian_kl(
-    mu: Tensor, scale: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, log_scale: bool, free_bits: float
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    log_scale: bool,
+    free_bits: float,
+    unit: float,
+    tiny: float,
 ) -> KL:
+    """``unit``: of the arithmetic that is judged. e^(−log σ_p²) may be off by ``tiny``, below which it underflows."""
     if log_scale:
         var, log_var = torch.exp(scale), scale
     else:
@@ -234,21 +242,24 @@ def gaussian_kl(
         by_scale = scale * precision - scale / (STD_EPS + var)
         scale_size = scale.abs() * precision + scale.abs() / (STD_EPS + var)
     by_logvar = 0.5 * (1 - (var + d * d) * precision)
-    diverged = kl.isinf()
+    diverged, far, off = kl.isinf(), var + d * d, 0.0 if prior_mu is None else tiny
     gradients = [
-        Term(d * precision, d.abs() * precision),
-        Term(by_scale, scale_size),
-        Term(-d * precision, d.abs() * precision),
-        Term(by_logvar, 0.5 * (1 + (var + d * d) * precision)),
+        Term(d * precision, d.abs() * precision, lost=d.abs() * off),
+        Term(by_scale, scale_size, lost=(var if log_scale else scale.abs()) * off),
+        Term(-d * precision, d.abs() * precision, lost=d.abs() * off),
+        Term(by_logvar, 0.5 * (1 + far * precision), lost=far * off),
     ][: 2 if prior_mu is None else 4]
     if free_bits > 0:
-        slack = 16 * ulp(mu.dtype) * (size + free_bits)
+        slack = 16 * unit * (size + free_bits)
         low, near = kl < free_bits, ((kl - free_bits).abs() <= slack) | kl.isnan()
         kl = torch.where(kl.isnan(), kl, kl.clamp(min=free_bits))
         gradients = [
-            Term(torch.where(low & ~near, 0.0, g.value), torch.where(low & ~near, 0.0, g.size), near) for g in gradients
+            g._replace(
+                value=torch.where(low & ~near, 0.0, g.value), size=torch.where(low & ~near, 0.0, g.size), either=near
+            )
+            for g in gradients
         ]
-    return KL(Term(kl, size + free_bits), tuple(g._replace(diverged=diverged) for g in gradients))
+    return KL(Term(kl, size + free_bits, lost=far * off), tuple(g._replace(diverged=diverged) for g in gradients))
 
 
 def ulp(dtype: torch.dtype) -> float:

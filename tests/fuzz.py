@@ -441,7 +441,11 @@ class Oracle:
             self.outputs.append(Expected(mu + shift, slack + floor(dtype, self.epsilon)))
             self.dtypes.append(promoted)
         if case.op != "reparameterize":
-            self.kl = formulas.gaussian_kl(mu, scale, prior_mu, prior_logvar, not case.std, case.free_bits)
+            info = torch.finfo(dtype)
+            tiny = info.smallest_normal * (info.eps if self.noise == NOISE_ON_CPU else 1)
+            self.kl = formulas.gaussian_kl(
+                mu, scale, prior_mu, prior_logvar, not case.std, case.free_bits, ulp(dtype), tiny
+            )
             if narrow is not None:  # a KL that is NaN in float32 is neither below free_bits nor above
                 both = zip(self.kl.gradients, narrow.kl.gradients, strict=True)
                 self.kl = self.kl._replace(gradients=tuple(g._replace(either=either(g, n)) for g, n in both))
