@@ -86,10 +86,12 @@ struct Storage {
         value[place] = mine;
         wait(scope, this);
         if (place != 0) return std::numeric_limits<T>::quiet_NaN();
-        T total = 0;
-        for (int k = 0; k < COUNT; ++k) total += value[k];
         std::memset(pending, 0, sizeof pending);
-        return total;
+        for (int step = 1; step < LANES; step *= 2) {  // CUB's order: a tree in each warp, then one warp after another
+            for (int k = 0; k < COUNT; k += 2 * step) value[k] += value[k + step];
+        }
+        for (int k = LANES; k < COUNT; k += LANES) value[0] += value[k];
+        return value[0];
     }
 };
 
