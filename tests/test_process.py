@@ -72,6 +72,7 @@ def test_torch_backend_needs_no_numba() -> None:
         ("in_this_order", "numba", ORDERS.index(("op", "fork", "torch", "workers"))),
         ("in_this_order", "cpp", ORDERS.index(("op", "fork", "torch", "workers"))),
         ("in_this_order", "cpp", ORDERS.index(("torch", "fork", "op", "workers"))),
+        ("threads", "torch", 20),
         ("threads", "numba", 20),
         ("threads", "cpp", 20),
         ("interrupts", "numba", 10),
@@ -80,5 +81,5 @@ def test_torch_backend_needs_no_numba() -> None:
 def test_a_little_of_the_soak(bar: str, backend: str, count: int) -> None:
     if backend not in BACKENDS:
         pytest.skip(f"no {backend}")
-    well, seen = soak.trial(bar, backend, count)
+    well, seen = soak.trial(bar, backend, count, soak.SOON)
     assert well, seen
