@@ -200,7 +200,8 @@ def _of_latent(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: 
         return ()
     of_mu, of_scale, *of_prior = primitives.latent_backward(grad_z, grad_kl, *saved, **ctx.options)
     gradients = (of_mu, of_scale, None, *of_prior)
-    return tuple(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
+    needed = ctx.needs_input_grad[: len(gradients)]  # torch 2.8 cannot trace a zip of two lengths
+    return tuple(g if need else None for g, need in zip(gradients, needed, strict=True))
 
 
 def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
