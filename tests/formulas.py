@@ -224,8 +224,12 @@ def gaussian_kl(
     free_bits: float,
     unit: float,
     tiny: float,
+    beyond: Tensor | None = None,
 ) -> KL:
-    """``unit``: of the arithmetic that is judged. e^(−log σ_p²) may be off by ``tiny``, below which it underflows."""
+    """``unit``: of the arithmetic that is judged. e^(−log σ_p²) may be off by ``tiny``, below which it underflows.
+
+    Where ``beyond``, the arithmetic has no finite KL, which then is neither below ``free_bits`` nor above.
+    """
     if log_scale:
         var, log_var = torch.exp(scale), scale
     else:
@@ -252,6 +256,7 @@ def gaussian_kl(
     if free_bits > 0:
         slack = 16 * unit * (size + free_bits)
         low, near = kl < free_bits, ((kl - free_bits).abs() <= slack) | kl.isnan()
+        near = near if beyond is None else near | beyond
         kl = torch.where(kl.isnan(), kl, kl.clamp(min=free_bits))
         gradients = [
             g._replace(

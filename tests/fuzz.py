@@ -351,10 +351,6 @@ def times(a: Expected, factor: float) -> Expected:
     return Expected(a.value * factor, a.slack * abs(factor))
 
 
-def either(a: Term, b: Term) -> Tensor | None:
-    return None if a.either is None or b.either is None else a.either | b.either
-
-
 class Oracle:
     """The expected outputs of a case and, for upstream gradients of those, of its inputs, in float64.
 
@@ -443,12 +439,10 @@ class Oracle:
         if case.op != "reparameterize":
             info = torch.finfo(dtype)
             tiny = info.smallest_normal * (info.eps if self.noise == NOISE_ON_CPU else 1)
+            beyond = None if narrow is None else ~narrow.kl.value.value.isfinite()
             self.kl = formulas.gaussian_kl(
-                mu, scale, prior_mu, prior_logvar, not case.std, case.free_bits, ulp(dtype), tiny
+                mu, scale, prior_mu, prior_logvar, not case.std, case.free_bits, ulp(dtype), tiny, beyond
             )
-            if narrow is not None:  # a KL that is NaN in float32 is neither below free_bits nor above
-                both = zip(self.kl.gradients, narrow.kl.gradients, strict=True)
-                self.kl = self.kl._replace(gradients=tuple(g._replace(either=either(g, n)) for g, n in both))
             reduction = self.reduction()
             self.outputs.append(reduced(self.kl.value, reduction, dtype, 0.0))
             self.dtypes.append(promoted if reduction == "none" else dtype)
