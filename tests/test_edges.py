@@ -90,6 +90,15 @@ def test_sums_of_a_diverged_kl_are_infinite(backend: str) -> None:
         assert grad.isinf().sum() == 1
 
 
+@pytest.mark.parametrize("reduction", ["example", "batchmean", "sum"])
+def test_an_elbo_beyond_float32_is_infinite(backend: str, reduction: str) -> None:
+    zero = torch.zeros(1, 1)
+    for mu, beta, kl in ((1e19, 1e3, 5e37), (3e19, 1.0, INF)):
+        losses = fastvae.elbo_loss(zero, zero, torch.full((1, 1), mu), zero, beta=beta, reduction=reduction)
+        torch.testing.assert_close(losses.kl.squeeze(), torch.tensor(kl))
+        assert losses.loss.item() == INF
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "example", "sum"])
 def test_saturated_logits_have_no_gradient(backend: str, reduction: str, dtype: torch.dtype) -> None:

@@ -119,6 +119,8 @@ class Numba(Primitives):
         total = _finish(nll_sums, data, nll) + beta * _finish(kl_sums, latent, kl)
         if data.reduction == "example":
             loss.copy_(nll + beta * kl)
+        elif abs(total) > torch.finfo(loss.dtype).max:  # where fill_ raises; the loss is infinite
+            loss.copy_(torch.tensor(total, dtype=torch.float64))
         else:
             loss.fill_(total)
         return flags
