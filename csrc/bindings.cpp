@@ -198,6 +198,10 @@ PYBIND11_MODULE(_C, module) {
 #ifdef FASTVAE_WITH_CUDA
     py::module_ cuda = module.def_submodule("cuda");
     cuda.attr("PARTIALS") = fastvae::device::PARTIALS;
+    cuda.def("versions", &fastvae::device::versions);
+#ifdef FASTVAE_CUDA_ARCHS
+    cuda.attr("ARCHS") = FASTVAE_CUDA_ARCHS;
+#endif
     fastvae::define<int, uintptr_t, uintptr_t>(cuda);
 #endif
 }

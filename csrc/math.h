@@ -58,7 +58,6 @@ template <class V>
 FASTVAE_MATH V reciprocal_above_one(V x) {
     return divide(V(1), x);
 }
-FASTVAE_MATH float square_root(float x) { return sqrt_approx(x); }  // 1 ulp
 FASTVAE_MATH double exp(double x) { return ::exp(x); }
 FASTVAE_MATH double exp_negative(double x) { return ::exp(x); }
 FASTVAE_MATH double log(double x) { return ::log(x); }
@@ -129,6 +128,13 @@ FASTVAE_MATH V log_normal_polynomial(V x) {
 FASTVAE_MATH float log_normal(float x) { return log_normal_polynomial(x); }
 
 FASTVAE_MATH float exp(float x) { return exp_polynomial(x); }
+// The same for x in half precision, relative error 2⁻²²: what x·log₂e and log₂e itself are rounded by is put back.
+FASTVAE_MATH float exp_narrow(float x) {
+    constexpr float LOG2_E_LOW = 1.92596298909109e-08f, LN_2 = 0.6931471805599453f;
+    const float power = x * LOG2_E, lost = fmaf(x, LOG2_E, -power) + x * LOG2_E_LOW;
+    const float value = ex2_approx(power), corrected = value + value * lost * LN_2;
+    return corrected == corrected ? corrected : value;  // ∞ − ∞ where x or e^x is infinite
+}
 // e^x for x ≤ 0; absolute error about 2⁻²³, 0 below -87.
 FASTVAE_MATH float exp_negative(float x) { return ex2_approx(x * 1.4426950408889634f); }
 // log x for x ≥ 0; absolute error 2⁻²² for x in [½, 2], 2 ulp outside; −∞ at 0.

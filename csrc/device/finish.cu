@@ -65,7 +65,7 @@ void finish(Reduction reduction, const Part& first, const Part& second, double b
     if (reduction != EXAMPLE) {
         launch(finish_total, 1, stream, first, second, beta, type, loss);
     } else if (rows != 0) {
-        const int64_t blocks = ceil_divide(rows, THREADS), full = full_device(queue.device);
+        const int64_t blocks = ceil_divide(rows, THREADS), full = resident_blocks<finish_rows>(queue.device);
         const auto grid = static_cast<unsigned>(blocks < full ? blocks : full);
         launch(finish_rows, grid, stream, first, second, beta, type, loss, rows);
     }
@@ -103,7 +103,22 @@ __global__ void __launch_bounds__(THREADS) rescale_kernel(T* gradient, int64_t t
     }
 }
 
+template <class T, class U>
+void launch_rescale(const Rescale& work, const void* upstream, const Queue& queue) {
+    const int64_t blocks = ceil_divide(work.total, THREADS * 16), full = resident_blocks<rescale_kernel<T, U>>(queue.device);
+    const auto grid = static_cast<unsigned>(blocks < full ? blocks : full);
+    launch(rescale_kernel<T, U>, grid, static_cast<cudaStream_t>(queue.stream), static_cast<T*>(work.gradient), work.total,
+           static_cast<const U*>(upstream));
+}
+
 }  // namespace
+
+std::pair<int, int> versions() {
+    int driver = 0, runtime = 0;
+    check(cudaDriverGetVersion(&driver));
+    check(cudaRuntimeGetVersion(&runtime));
+    return {driver, runtime};
+}
 
 void finish_sums(const double* sums, int64_t segments, int64_t rows, Reduction reduction, double weight, int type,
                  void* loss, const Queue& queue) {
@@ -133,17 +148,10 @@ void elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Red
 void rescale(const Rescale& work, const void* upstream, int upstream_type, const Queue& queue) {
     if (work.total == 0) return;
     const OnDevice guard(queue.device);
-    const int64_t blocks = ceil_divide(work.total, THREADS * 16), full = full_device(queue.device);
-    const auto grid = static_cast<unsigned>(blocks < full ? blocks : full);
-    const auto stream = static_cast<cudaStream_t>(queue.stream);
     with_dtype(work.type, [&](auto element) {
         using T = decltype(element);
-        T* gradient = static_cast<T*>(work.gradient);
-        if (upstream_type == FLOAT64) {
-            launch(rescale_kernel<T, double>, grid, stream, gradient, work.total, static_cast<const double*>(upstream));
-        } else {
-            launch(rescale_kernel<T, float>, grid, stream, gradient, work.total, static_cast<const float*>(upstream));
-        }
+        if (upstream_type == FLOAT64) launch_rescale<T, double>(work, upstream, queue);
+        else launch_rescale<T, float>(work, upstream, queue);
     });
 }
 

@@ -16,6 +16,22 @@ namespace {
 template <class T>
 constexpr int VECTOR = sizeof(T) == 2 ? 8 : 4;
 
+// Blocks a multiprocessor must have registers for; 0: as the compiler likes, which float64 would spill for.
+template <class T>
+constexpr int MIN_BLOCKS = sizeof(T) == 8 ? 2 : 0;
+
+// σ, and σ² where σ itself is not wanted, of a scale that was a T.
+template <class T, bool LOG_SCALE, class V>
+__device__ __forceinline__ V std_of_a(V scale) {
+    if constexpr (LOG_SCALE && sizeof(T) == 2) return exp_narrow(V(0.5) * scale);
+    else return std_of<LOG_SCALE>(scale);
+}
+template <class T, bool LOG_SCALE, class V>
+__device__ __forceinline__ V var_of_a(V scale) {
+    if constexpr (LOG_SCALE && sizeof(T) == 2) return exp_narrow(scale);
+    else return var_of<LOG_SCALE>(scale);
+}
+
 // ε of elements first … first + N: `first` is a multiple of four where N is more than 1.
 template <int N>
 __device__ __forceinline__ Values<float, N> noise(uint64_t seed, int64_t first) {
@@ -40,8 +56,11 @@ __device__ __forceinline__ Values<float, N> noise(uint64_t seed, int64_t first) 
     return epsilon;
 }
 
+// What is asked of the KL: nothing, that to N(0, I), or that to a prior of tensors.
+enum KL { WITHOUT, STANDARD, PRIOR };
+
 // A row's tensors, and whether they can be read and written by vectors.
-template <class T>
+template <class T, KL TO>
 struct Row {
     const T *mu, *scale, *prior_mu, *prior_logvar;
     int64_t flat, end, head;
@@ -53,10 +72,9 @@ struct Row {
         end = left < work.grid.cols ? left : work.grid.cols;
         mu = static_cast<const T*>(work.mu) + turn.row * work.mu_stride;
         scale = static_cast<const T*>(work.scale) + turn.row * work.scale_stride;
-        prior_mu = prior_logvar = nullptr;
         head = head_of<VECTOR<T>>(mu);
         vectors = aligned<VECTOR<T>>(mu + head) && aligned<VECTOR<T>>(scale + head);
-        if (work.prior_mu != nullptr) {
+        if constexpr (TO == PRIOR) {
             prior_mu = static_cast<const T*>(work.prior_mu) + turn.row * work.prior_mu_stride;
             prior_logvar = static_cast<const T*>(work.prior_logvar) + turn.row * work.prior_logvar_stride;
             vectors = vectors && aligned<VECTOR<T>>(prior_mu + head) && aligned<VECTOR<T>>(prior_logvar + head);
@@ -74,7 +92,7 @@ struct Row {
     __device__ __forceinline__ Values<Prior<compute_t<T>>, N> prior(int64_t j) const {
         using V = compute_t<T>;
         Values<Prior<V>, N> priors;
-        if (prior_mu != nullptr) {
+        if constexpr (TO == PRIOR) {
             const Values<V, N> m = load<N>(prior_mu + j), s = load<N>(prior_logvar + j);
 #pragma unroll
             for (int k = 0; k < N; ++k) priors.v[k] = prior_of(m.v[k], s.v[k]);
@@ -83,34 +101,34 @@ struct Row {
     }
 };
 
-template <class T, bool LOG_SCALE, bool WITH_Z, bool WITH_KL>
-__global__ void __launch_bounds__(THREADS) forward_kernel(const Latent work, const int group) {
+template <class T, bool LOG_SCALE, bool WITH_Z, KL TO>
+__global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) forward_kernel(const Latent work, const int group) {
     using V = compute_t<T>;
     __shared__ SumStorage storage;
     const uint64_t seed = WITH_Z ? static_cast<uint64_t>(*work.seed) : 0;
-    const V floor = static_cast<V>(work.free_bits);
+    const V floor = work.free_bits > 0 ? static_cast<V>(work.free_bits) : -V(INFINITY);
     for_items(work.grid, group, [&](const Turn& turn) {
-        Row<T> row(work, turn, WITH_Z);
+        Row<T, TO> row(work, turn, WITH_Z);
         T* const z = static_cast<T*>(work.z);
         T* const kl_out = static_cast<T*>(work.kl);
         if constexpr (WITH_Z) row.require(z);
-        if constexpr (WITH_KL) row.require(kl_out);
+        if constexpr (TO != WITHOUT) row.require(kl_out);
         double sum = 0;
         for_elements<VECTOR<T>>(turn, row.end, row.head, row.vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             const Values<V, N> mu = load<N>(row.mu + j), scale = load<N>(row.scale + j);
             Values<V, N> std;
 #pragma unroll
-            for (int k = 0; k < N; ++k) std.v[k] = std_of<LOG_SCALE>(scale.v[k]);
-            if constexpr (WITH_KL) {
+            for (int k = 0; k < N; ++k) std.v[k] = std_of_a<T, LOG_SCALE>(scale.v[k]);
+            if constexpr (TO != WITHOUT) {
                 const auto prior = row.template prior<N>(j);
                 Values<V, N> kl;
                 V part = 0;
 #pragma unroll
                 for (int k = 0; k < N; ++k) {
-                    const V var = WITH_Z ? std.v[k] * std.v[k] : var_of<LOG_SCALE>(scale.v[k]);
+                    const V var = WITH_Z ? std.v[k] * std.v[k] : var_of_a<T, LOG_SCALE>(scale.v[k]);
                     kl.v[k] = kl_element<LOG_SCALE>(mu.v[k], scale.v[k], var, prior.v[k]);
-                    if (floor > 0) kl.v[k] = kl.v[k] < floor ? floor : kl.v[k];
+                    kl.v[k] = at_least(floor, kl.v[k]);
                     part += kl.v[k];
                 }
                 if (work.by_element) store<N>(kl_out + row.flat + j, kl);
@@ -127,18 +145,18 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(const Latent work, con
                 }
             }
         });
-        if (WITH_KL && !work.by_element) write_sum(storage, group, turn, sum, work.sums);
+        if (TO != WITHOUT && !work.by_element) write_sum(storage, group, turn, sum, work.sums);
     });
 }
 
 // ∂mu = Σ g + c·∂kl/∂mu and ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale, Σ over samples; c is one number a row, or an element.
-template <class T, bool LOG_SCALE, bool WITH_Z, bool WITH_KL>
-__global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, const int group) {
+template <class T, bool LOG_SCALE, bool WITH_Z, KL TO>
+__global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) backward_kernel(const Latent work, const int group) {
     using V = compute_t<T>;
     const uint64_t seed = WITH_Z ? static_cast<uint64_t>(*work.seed) : 0;
     const V floor = static_cast<V>(work.free_bits);
     for_items(work.grid, group, [&](const Turn& turn) {
-        Row<T> row(work, turn, WITH_Z);
+        Row<T, TO> row(work, turn, WITH_Z);
         const T* const grad_z = static_cast<const T*>(work.grad_z);
         T* const grad_mu = static_cast<T*>(work.grad_mu);
         T* const grad_scale = static_cast<T*>(work.grad_scale);
@@ -146,7 +164,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
         T* const grad_prior_logvar = static_cast<T*>(work.grad_prior_logvar);
         const T* by_element = nullptr;  // at the elements of this row
         V row_c = 0;
-        if constexpr (WITH_KL) {
+        if constexpr (TO != WITHOUT) {
             if (work.by_element) {
                 by_element = static_cast<const T*>(work.upstream) + turn.row * work.upstream_stride - row.flat;
             } else {
@@ -162,6 +180,10 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
         if constexpr (WITH_Z) row.require(grad_z);
         for_elements<VECTOR<T>>(turn, row.end, row.head, row.vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
+            // read before the noise is made, so that memory works meanwhile
+            const Values<V, N> scale = load<N>(row.scale + j);
+            Values<V, N> mu;
+            if constexpr (TO != WITHOUT) mu = load<N>(row.mu + j);
             Values<V, N> of_mu{}, of_scale{};
             if constexpr (WITH_Z) {
                 for (int64_t sample = 0; sample < work.samples; ++sample) {
@@ -175,15 +197,13 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
                     }
                 }
             }
-            const Values<V, N> scale = load<N>(row.scale + j);
             Values<V, N> std;
 #pragma unroll
             for (int k = 0; k < N; ++k) {
-                std.v[k] = std_of<LOG_SCALE>(scale.v[k]);
+                std.v[k] = std_of_a<T, LOG_SCALE>(scale.v[k]);
                 if constexpr (WITH_Z && LOG_SCALE) of_scale.v[k] *= static_cast<V>(0.5) * std.v[k];
             }
-            if constexpr (WITH_KL) {
-                const Values<V, N> mu = load<N>(row.mu + j);
+            if constexpr (TO != WITHOUT) {
                 const auto prior = row.template prior<N>(j);
                 Values<V, N> c, of_prior_mu, of_prior_logvar;
 #pragma unroll
@@ -213,38 +233,40 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
 }
 
 template <class F>
-void with_bool(bool value, F f) {
-    if (value) f(std::true_type{});
-    else f(std::false_type{});
+int64_t with_bool(bool value, F f) {
+    return value ? f(std::true_type{}) : f(std::false_type{});
 }
+template <KL TO>
+using To = std::integral_constant<KL, TO>;
 
-// Calls f(T{}, LOG_SCALE, WITH_Z, WITH_KL); without either there is nothing to do.
+// f(T{}, LOG_SCALE, WITH_Z, TO), which launches; without z and KL there is nothing to do.
 template <class F>
-void with_kernel(const Latent& work, bool with_z, bool with_kl, F f) {
+int64_t with_kernel(const Latent& work, bool with_z, bool with_kl, F f) {
+    int64_t segments = 1;
     with_dtype(work.type, [&](auto element) {
-        with_bool(work.log_scale, [&](auto log_scale) {
-            if (with_z && with_kl) f(element, log_scale, std::true_type{}, std::true_type{});
-            else if (with_z) f(element, log_scale, std::true_type{}, std::false_type{});
-            else if (with_kl) f(element, log_scale, std::false_type{}, std::true_type{});
+        segments = with_bool(work.log_scale, [&](auto log_scale) {
+            if (!with_kl) return with_z ? f(element, log_scale, std::true_type{}, To<WITHOUT>{}) : int64_t{1};
+            return with_bool(with_z, [&](auto z) {
+                return work.prior_mu == nullptr ? f(element, log_scale, z, To<STANDARD>{})
+                                                : f(element, log_scale, z, To<PRIOR>{});
+            });
         });
     });
+    return segments;
 }
 
 int64_t run_forward(const Latent& work, const Queue& queue) {
-    const auto stream = static_cast<cudaStream_t>(queue.stream);
     if (work.grid.total == 0) {
         if (work.sums != nullptr && work.grid.rows != 0) {
-            check(cudaMemsetAsync(work.sums, 0, work.grid.rows * sizeof(double), stream));
+            check(cudaMemsetAsync(work.sums, 0, work.grid.rows * sizeof(double), static_cast<cudaStream_t>(queue.stream)));
         }
         return 1;
     }
-    const Share share = share_rows(work.grid, 4, queue.device);
-    with_kernel(work, work.z != nullptr, work.kl != nullptr || work.sums != nullptr,
-                [&](auto element, auto log_scale, auto z, auto kl) {
-                    launch(forward_kernel<decltype(element), log_scale(), z(), kl()>, share.grid, stream, work,
-                           share.group);
-                });
-    return share.segments();
+    return with_kernel(work, work.z != nullptr, work.kl != nullptr || work.sums != nullptr,
+                       [&](auto element, auto log_scale, auto z, auto to) {
+                           using T = decltype(element);
+                           return launch_rows<forward_kernel<T, log_scale(), z(), to()>>(work, work.grid, VECTOR<T>, queue);
+                       });
 }
 
 }  // namespace
@@ -269,12 +291,10 @@ void latent_backward(Latent work, Reduction reduction, const Queue& queue) {
     const OnDevice guard(queue.device);
     work.weight = reduction_weight(reduction, work.grid);
     if (work.upstream == nullptr || work.by_element || work.upstream_stride == 0) merge_rows(work, work.grid.total);
-    const Share share = share_rows(work.grid, 4, queue.device);
-    const auto stream = static_cast<cudaStream_t>(queue.stream);
     with_kernel(work, work.grad_z != nullptr, work.upstream != nullptr,
-                [&](auto element, auto log_scale, auto z, auto kl) {
-                    launch(backward_kernel<decltype(element), log_scale(), z(), kl()>, share.grid, stream, work,
-                           share.group);
+                [&](auto element, auto log_scale, auto z, auto to) {
+                    using T = decltype(element);
+                    return launch_rows<backward_kernel<T, log_scale(), z(), to()>>(work, work.grid, VECTOR<T>, queue);
                 });
 }
 

@@ -110,23 +110,6 @@ __device__ __forceinline__ Values<compute_t<T>, N> load(const T* pointer) {
     return values;
 }
 
-// The same computed in V: for float64 a uint8 is divided in float64.
-template <class V, int N, class T>
-__device__ __forceinline__ Values<V, N> load_as(const T* pointer) {
-    const Values<compute_t<T>, N> loaded = load<N>(pointer);
-    if constexpr (std::is_same_v<V, compute_t<T>>) {
-        return loaded;
-    } else {
-        Values<V, N> values;
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            if constexpr (sizeof(T) == 1) values.v[k] = static_cast<V>(pointer[k]) / V(255);
-            else values.v[k] = static_cast<V>(loaded.v[k]);
-        }
-        return values;
-    }
-}
-
 template <int N, class T>
 __device__ __forceinline__ void store(T* pointer, const Values<compute_t<T>, N>& values) {
     if constexpr (N == 1) {

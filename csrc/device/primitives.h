@@ -2,6 +2,8 @@
 // can capture it. Errors of a launch are exceptions.
 #pragma once
 
+#include <utility>
+
 #include "../primitives.h"
 
 namespace fastvae {
@@ -16,6 +18,7 @@ struct Queue {
 
 constexpr int64_t PARTIALS = 2048;  // sums of a total are first added up to as many, or fewer
 
+std::pair<int, int> versions();  // of CUDA: what the driver knows, what this was built with; 13000 is 13.0
 void reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, const Queue& queue);
 void reconstruction_backward(Reconstruction work, Reduction reduction, const Queue& queue);
 int64_t with_tensor(const WithTensor& work, const Queue& queue);  // the sums it leaves for each row

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const Reconstruction work
         for_elements<VECTOR<Y>>(turn, end, head, vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             const Values<V, N> y = load<N>(recon + j);
-            const Values<V, N> x = load_as<V, N>(target + j);
+            const Values<V, N> x = load<N>(target + j);
             Values<V, N> gradient;
             V factor = 1;
 #pragma unroll
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(THREADS) elements_kernel(const Reconstruction 
         for_elements<VECTOR<Y>>(turn, end, head, vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             const Values<V, N> y = load<N>(recon + j);
-            const Values<V, N> x = load_as<V, N>(target + j);
+            const Values<V, N> x = load<N>(target + j);
             Values<V, N> result;
             if (backward) {
                 const Values<V, N> g = load<N>(upstream + j);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor w
         for_elements<VECTOR<Y>>(turn, end, head, vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             const Values<V, N> y = load<N>(recon + j);
-            const Values<V, N> x = load_as<V, N>(target + j);
+            const Values<V, N> x = load<N>(target + j);
             Values<V, N> p, c, of_nll, of_recon, of_parameter;
             if constexpr (!BY_ROW) p = load<N>(parameter + j);
             if (upstream != nullptr) c = load<N>(upstream + j);
@@ -163,47 +163,44 @@ __global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor w
 }
 
 template <class TERM, class Y, class X>
-void launch_for_types(const WithTensor& work, const Share& share, cudaStream_t stream) {
+int64_t launch_for_types(const WithTensor& work, const Queue& queue) {
     if constexpr (TERM::WITH_TENSOR) {
-        if (work.by_row) launch(with_tensor_kernel<TERM, Y, X, true>, share.grid, stream, work, share.group);
-        else launch(with_tensor_kernel<TERM, Y, X, false>, share.grid, stream, work, share.group);
+        if (work.by_row) return launch_rows<with_tensor_kernel<TERM, Y, X, true>>(work, work.of.grid, VECTOR<Y>, queue);
+        return launch_rows<with_tensor_kernel<TERM, Y, X, false>>(work, work.of.grid, VECTOR<Y>, queue);
     } else {
         throw std::invalid_argument(std::string(TERM::NAME) + " takes no tensor for its parameter");
     }
 }
 
 template <class TERM, class Y, class X>
-void launch_for_types(const Reconstruction& work, const Share& share, cudaStream_t stream) {
+int64_t launch_for_types(const Reconstruction& work, const Queue& queue) {
     if (work.nll != nullptr || work.upstream_by_element) {
-        launch(elements_kernel<TERM, Y, X>, share.grid, stream, work, share.group);
-    } else if constexpr (std::is_same_v<TERM, BernoulliProbs>) {
-        launch(rows_kernel<BernoulliProbsSummed, Y, X>, share.grid, stream, work, share.group);
-    } else {
-        launch(rows_kernel<TERM, Y, X>, share.grid, stream, work, share.group);
+        return launch_rows<elements_kernel<TERM, Y, X>>(work, work.grid, VECTOR<Y>, queue);
     }
+    using SUMMED = std::conditional_t<std::is_same_v<TERM, BernoulliProbs>, BernoulliProbsSummed, TERM>;
+    return launch_rows<rows_kernel<SUMMED, Y, X>>(work, work.grid, VECTOR<Y>, queue);
 }
 
 template <class TERM, class Y, class WORK>
-void launch_for_target(const WORK& work, const Reconstruction& of, const Share& share, cudaStream_t stream) {
-    if (of.target_type == of.recon_type) return launch_for_types<TERM, Y, Y>(work, share, stream);
+int64_t launch_for_target(const WORK& work, const Reconstruction& of, const Queue& queue) {
+    if (of.target_type == of.recon_type) return launch_for_types<TERM, Y, Y>(work, queue);
     if constexpr (sizeof(Y) < 8) {  // beside float64, a target of another type is converted by torch
-        if (of.target_type == UINT8) return launch_for_types<TERM, Y, uint8_t>(work, share, stream);
-        if (of.target_type == FLOAT32) return launch_for_types<TERM, Y, float>(work, share, stream);
+        if (of.target_type == UINT8) return launch_for_types<TERM, Y, uint8_t>(work, queue);
+        if (of.target_type == FLOAT32) return launch_for_types<TERM, Y, float>(work, queue);
     }
     throw std::invalid_argument("target must be uint8, float32 or of the dtype of recon");
 }
 
 // Launches the loop over the rows of `of`, which is all or a part of `work`; returns how many sums it leaves for each.
 template <class WORK>
-int64_t launch_rows(const WORK& work, const Reconstruction& of, const Queue& queue) {
-    const int vector = of.recon_type == FLOAT64 ? 2 : of.recon_type == FLOAT32 ? 4 : 8;
-    const Share share = share_rows(of.grid, vector, queue.device);
+int64_t launch_for(const WORK& work, const Reconstruction& of, const Queue& queue) {
+    int64_t segments = 0;
     with_likelihood(of.likelihood, [&](auto term) {
         with_dtype(of.recon_type, [&](auto y) {
-            launch_for_target<decltype(term), decltype(y)>(work, of, share, static_cast<cudaStream_t>(queue.stream));
+            segments = launch_for_target<decltype(term), decltype(y)>(work, of, queue);
         });
     });
-    return share.segments();
+    return segments;
 }
 
 // Launches the loop over rows; returns how many sums it leaves for each.
@@ -214,7 +211,7 @@ int64_t run(const Reconstruction& work, const Queue& queue) {
         }
         return 1;
     }
-    return launch_rows(work, work, queue);
+    return launch_for(work, work, queue);
 }
 
 }  // namespace
@@ -223,7 +220,7 @@ int64_t sum_rows(const Reconstruction& work, const Queue& queue) { return run(wo
 
 int64_t with_tensor(const WithTensor& work, const Queue& queue) {
     const OnDevice guard(queue.device);
-    return launch_rows(work, work.of, queue);
+    return launch_for(work, work.of, queue);
 }
 
 void reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, const Queue& queue) {

@@ -56,31 +56,46 @@ class OnDevice {
     int device_, previous_ = 0;
 };
 
-// Blocks that fill the device.
-inline int64_t full_device(int device) {
+// Blocks of a kernel that the device holds at once: a grid of as many has no last wave that leaves places empty.
+template <auto KERNEL>
+int64_t resident_blocks(int device) {
     constexpr int DEVICES = 64;
-    static int processors[DEVICES] = {};  // 0: not asked yet; two threads that ask write the same
-    int unknown = 0;
-    int& count = device < DEVICES ? processors[device] : unknown;
-    if (count == 0) check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    return count * 8 < PARTIALS ? count * 8 : PARTIALS;
+    static int64_t known[DEVICES] = {};  // 0: not asked yet; two threads that ask write the same
+    int64_t unknown = 0;
+    int64_t& count = device < DEVICES ? known[device] : unknown;
+    if (count == 0) {
+        int processors = 0, blocks = 0;
+        check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, KERNEL, THREADS, 0));
+        const int64_t all = int64_t{processors} * (blocks > 0 ? blocks : 1);
+        count = all < PARTIALS ? all : PARTIALS;
+    }
+    return count;
 }
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline Share share_rows(const Rows& grid, int vector, int device) {
-    const int64_t full = full_device(device);
+// `full`: blocks that fill the device. Until it is full, a thread takes one vector.
+inline Share share_rows(const Rows& grid, int vector, int64_t full) {
     const bool short_rows = grid.cols <= 512 || (grid.cols <= 2048 && grid.rows >= full);
     Share share{};
     share.group = short_rows ? WARP : THREADS;
     int64_t segments = 1;
     if (!short_rows) {
-        const int64_t wanted = ceil_divide(grid.cols, int64_t{THREADS} * vector * 4), room = full / grid.rows;
+        const int64_t wanted = ceil_divide(grid.cols, int64_t{THREADS} * vector), room = full / grid.rows;
         segments = wanted < room ? wanted : room > 1 ? room : 1;
     }
     const int64_t wanted = ceil_divide(grid.rows, THREADS / share.group), room = ceil_divide(full, segments);
     share.grid = dim3(static_cast<unsigned>(segments), static_cast<unsigned>(wanted < room ? wanted : room));
     return share;
+}
+
+// Launches a loop over rows with vectors of `vector` elements; returns how many sums it leaves for each row.
+template <auto KERNEL, class WORK>
+int64_t launch_rows(const WORK& work, const Rows& grid, int vector, const Queue& queue) {
+    const Share share = share_rows(grid, vector, resident_blocks<KERNEL>(queue.device));
+    launch(KERNEL, share.grid, static_cast<cudaStream_t>(queue.stream), work, share.group);
+    return share.segments();
 }
 
 // The part of an item a thread takes.

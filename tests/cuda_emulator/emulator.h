@@ -107,7 +107,6 @@ inline uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint32_t, x
 inline float __uint_as_float(uint32_t word) { return __builtin_bit_cast(float, word); }
 inline int __float_as_int(float x) { return __builtin_bit_cast(int, x); }
 inline float __int_as_float(int word) { return __builtin_bit_cast(float, word); }
-inline float __uint2float_rn(uint32_t x) { return static_cast<float>(x); }
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {  // without the replicated sign
     const uint64_t bytes = uint64_t{high} << 32 | low;
     uint32_t result = 0;
@@ -152,6 +151,15 @@ inline float ex2_approx(float x) {
     const double power = std::exp2(static_cast<double>(emulator::flush(x)));
     return emulator::flush(emulator::off_by(static_cast<float>(power), 2));
 }
+inline void multiply_wide(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+    low = a * b, high = static_cast<uint32_t>(uint64_t{a} * b >> 32);
+}
+inline float lg2_approx(float x) {
+    const float log = static_cast<float>(std::log2(static_cast<double>(emulator::flush(x))));
+    return x >= 0.5f && x <= 2 ? emulator::absolutely_off(log, 0x1p-22f) : emulator::off_by(log, 2);
+}
+inline float sin_approx(float x) { return emulator::absolutely_off(std::sin(x), 0x1p-21f * 1.4142f); }
+inline float cos_approx(float x) { return emulator::absolutely_off(std::cos(x), 0x1p-21f * 1.4142f); }
 inline float sqrt_approx(float x) { return emulator::flush(emulator::off_by(std::sqrt(emulator::flush(x)), 1)); }
 inline void write_16_bytes(uint4* to, const uint4& x) { *to = x; }
 }  // namespace device
@@ -185,6 +193,12 @@ struct cudaLaunchConfig_t {
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int device);
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+template <class KERNEL>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, KERNEL, int, size_t) {
+    return *blocks = 4, cudaSuccess;
+}
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
 const char* cudaGetErrorString(cudaError_t error);
 
