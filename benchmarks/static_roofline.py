@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from ..kernels import triton as backend
 from ..kernels.likelihoods import DEFAULT_NUMBERS, LIKELIHOODS
-from ..kernels.triton import approx
+from ..kernels.triton import approx, launch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # H200: 132 multiprocessors × 4 warps × 32 lanes at 1.98 GHz over the 4.3 TB/s a copy reaches
@@ -98,6 +98,7 @@ def record(call: Callable[[], object]) -> list[Launch]:
 def compile_for(launch: Launch, arch: int | str) -> Any:
     """Compile what the launch would: the same signature, alignments and constants as Triton's own call."""
     signature, constants, attributes = {}, dict(launch.constants), {}
+    warps = constants.pop("num_warps", 4)
     for index, (parameter, value) in enumerate(zip(launch.kernel.params, launch.args, strict=False)):
         fixed = parameter.do_not_specialize
         aligned = isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0 and not fixed)
@@ -111,10 +112,10 @@ def compile_for(launch: Launch, arch: int | str) -> Any:
             signature[parameter.name] = "i32"
         if aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
-    signature |= dict.fromkeys(launch.constants, "constexpr")
+    signature |= dict.fromkeys(launch.constants.keys() - {"num_warps"}, "constexpr")
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", arch, 32) if isinstance(arch, int) else GPUTarget("hip", arch, 64)
-    return triton.compile(source, target=target, options={"num_warps": backend.launch.WARPS})
+    return triton.compile(source, target=target, options={"num_warps": warps})
 
 
 def _tool(flag: str, cubin: bytes) -> str:
@@ -280,6 +281,7 @@ def nvidia(dtypes: list[str], arch: int, only: str) -> Iterator[str]:
 def amd(dtypes: list[str], arch: str, only: str) -> Iterator[str]:
     """The table of an AMD architecture, whose instructions are not counted."""
     approx.PTX.value = False
+    launch.WARPS, launch.HALF_WARPS = 2, 4  # a warp has 64 threads
     yield "| kernel | dtype | regs | stack | spills | global accesses |"
     yield "|" + " --- |" * 6
     for dtype in dtypes:

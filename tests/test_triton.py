@@ -151,13 +151,6 @@ def test_noise_beyond_two_to_the_31() -> None:
     assert (tiles.programs - 1) * tiles.steps * tiles.block > 1 << 32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_it_is_the_default_on_a_gpu() -> None:
-    from fastvae.registry import backend_name
-
-    assert backend_name("cuda") == "triton"
-
-
 STUBBED = """
 import stubbed_triton as stub, torch, fastvae
 from fastvae.kernels.triton import launch

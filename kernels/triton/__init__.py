@@ -13,10 +13,11 @@ from torch import Tensor
 from ..layout import ALL, cols
 from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import elbo, latent, reconstruction, reduce
-from .launch import INTERPRETED, PROGRAMS, TILE, Launch, plan, run
+from .launch import INTERPRETED, TILE, Launch, plan, run
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 UNAVAILABLE = "" if INTERPRETED or torch.cuda.is_available() else "torch sees no CUDA device"
+RESCALING = 2048  # programs at most: where the loss is not scaled, each reads one number and is done
 FLOAT32_MIN = 1.1754943508222875e-38
 
 
@@ -54,6 +55,7 @@ def _latent_plan(work: Latent, with_z: bool) -> tuple[Launch, dict[str, Any]]:
         "QUADS": (work.rows == 1 and sample < 2) or work.cols % 4 == 0,
         "ROWS": tiles.rows,
         "BLOCK": tiles.block,
+        "num_warps": tiles.warps,
     }
 
 
@@ -69,7 +71,7 @@ class Triton(Primitives):
     def fill_reconstruction(self, work: Reconstruction, loss: Tensor) -> None:
         recon, parameter = work.like, _parameter(work)
         tiles = plan(work.rows, work.cols, recon.dtype)
-        common = {"LIKELIHOOD": work.likelihood, "ROWS": tiles.rows, "BLOCK": tiles.block}
+        common = {"LIKELIHOOD": work.likelihood, "ROWS": tiles.rows, "BLOCK": tiles.block, "num_warps": tiles.warps}
         sizes = (work.rows, work.cols, *work.strides, tiles.steps, tiles.chunks)
         if work.reduction == "none":
             args = (*work.tensors, loss, parameter, *sizes)
@@ -85,6 +87,7 @@ class Triton(Primitives):
             reconstruction.backward, tiles.programs, work.like, work.upstream, *work.tensors, work.grad,
             _parameter(work), work.weight, work.rows, work.cols, work.upstream_stride, *work.strides, tiles.steps,
             tiles.chunks, LIKELIHOOD=work.likelihood, BY_ELEMENT=work.by_element, ROWS=tiles.rows, BLOCK=tiles.block,
+            num_warps=tiles.warps,
         )  # fmt: skip
 
     def fill_with_tensor(self, work: WithTensor) -> None:
@@ -98,12 +101,12 @@ class Triton(Primitives):
             LIKELIHOOD=work.likelihood, BY_ROW=work.tensor.kind == "row", GRADIENT=work.grad is not None,
             LOSS="elements" if work.nll is not None else "sum" if work.sums is not None else "",
             UPSTREAM="" if work.upstream is None else "elements" if work.by_element else "rows",
-            ROWS=tiles.rows, BLOCK=tiles.block,
+            ROWS=tiles.rows, BLOCK=tiles.block, num_warps=tiles.warps,
         )  # fmt: skip
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         if count := gradient.numel():
-            steps = max(1, -(-count // (TILE * PROGRAMS)))
+            steps = max(1, -(-count // (TILE * RESCALING)))
             programs = -(-count // (TILE * steps))
             run(reconstruction.rescale, programs, gradient, gradient, upstream, count, steps, BLOCK=TILE)
         return gradient
@@ -145,7 +148,7 @@ class Triton(Primitives):
             *latent.tensors, partials[1], latent.free_bits, latent.rows, latent.cols, cols(latent.like),
             *latent.strides, latent_tiles.steps, latent_tiles.chunks,
             LIKELIHOOD=data.likelihood, WITH_GRADIENT=data.grad is not None, ROWS=tiles.rows, BLOCK=tiles.block,
-            LATENT_ROWS=latent_tiles.rows, LATENT_BLOCK=latent_tiles.block,
+            LATENT_ROWS=latent_tiles.rows, LATENT_BLOCK=latent_tiles.block, num_warps=tiles.warps,
             **{name: constants[name] for name in ("LOG_SCALE", "FREE_BITS", "DIVIDE")},
         )  # fmt: skip
         count = losses[0].numel()
