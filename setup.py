@@ -104,7 +104,8 @@ class BuildExtension(build_ext):
             if common:
                 jobs.append((host / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))
         with_cuda = isinstance(toolkit, Toolkit)
-        jobs.append((SOURCES / "bindings.cpp", "bindings", ["-DFASTVAE_WITH_CUDA"] if with_cuda else []))
+        archs = f'-DFASTVAE_CUDA_ARCHS="{" ".join(toolkit.archs)}"' if with_cuda else ""
+        jobs.append((SOURCES / "bindings.cpp", "bindings", ["-DFASTVAE_WITH_CUDA", archs] if with_cuda else []))
         linux = sys.platform.startswith("linux")
         libraries = [f"-Wl,--version-script={SOURCES}/exports.map", "-Wl,-s", "-ldl"] if linux else []
 

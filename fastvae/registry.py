@@ -41,7 +41,7 @@ BACKENDS: dict[str, Backend] = {
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "cpu": ("cpp", "numba"),
-    "cuda": ("triton",),
+    "cuda": ("cuda", "triton"),
 }
 
 _forced: ContextVar[str | None] = ContextVar("fastvae_backend", default=os.environ.get("FASTVAE_BACKEND") or None)

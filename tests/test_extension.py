@@ -202,6 +202,24 @@ def test_install_without_a_compiler(tmp_path: Path) -> None:
     assert "an install builds it where it finds a C++ compiler" in backends_of(tmp_path / "site")
 
 
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        ("80 86 90", (8, 6), True),
+        ("80 90", (8, 9), True),  # machine code of its generation
+        ("86 90", (8, 0), False),
+        ("80 90", (12, 0), True),  # intermediate code of 9.0
+        ("80 90", (7, 5), False),
+        ("90 100", (9, 0), True),
+        ("100", (9, 0), False),
+    ],
+)
+def test_which_gpus_the_code_runs_on(archs: str, capability: tuple[int, int], runs: bool) -> None:
+    from fastvae.kernels.compiled.cuda import runs_on
+
+    assert runs_on(archs, capability) == runs
+
+
 @pytest.mark.slow
 def test_install_without_nvcc(tmp_path: Path) -> None:
     sources = copy_of_the_sources(tmp_path / "sources")

@@ -29,6 +29,13 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
         yield request.param
 
 
+def test_compiled_kernels_serve_a_gpu_unless_told_otherwise() -> None:
+    from fastvae import registry
+
+    with registry.use(None):
+        assert registry.backend_name("cuda") == next(n for n in ("cuda", "triton") if n in GPU_BACKENDS)
+
+
 def a_step(recon: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
     """Forward and backward of what a VAE needs: z, its use, the ELBO."""
     z = fastvae.reparameterize(mu, logvar)

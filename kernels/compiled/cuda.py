@@ -6,6 +6,7 @@ Nothing waits for the device and nothing but torch allocates, so a CUDA graph ca
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,10 +17,34 @@ from . import native
 from .primitives import Compiled
 
 
+def runs_on(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether code built for ``archs``, as in ``"80 90"``, runs on a GPU of that compute capability.
+
+    Machine code runs on its generation from its minor number on; the last one's intermediate code on all that follow.
+    """
+    major, minor = capability
+    found = [(int(arch[:-1]), int(arch[-1])) for arch in re.findall(r"\d+", archs)]
+    return any(arch[0] == major and arch[1] <= minor for arch in found) or found[-1] <= capability
+
+
 def _unavailable() -> str:
     if not hasattr(native, "cuda"):
         return "the extension was built without CUDA: no nvcc was found at install"
-    return "" if EMULATED or torch.cuda.is_available() else "torch sees no CUDA device"
+    if EMULATED:
+        return ""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    driver, built = native.cuda.versions()
+    if driver // 1000 < built // 1000:
+        known, wanted = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, built))
+        return (
+            f"the extension was built with CUDA {wanted}, the driver knows CUDA {known}: install with the nvcc of that"
+        )
+    for capability in map(torch.cuda.get_device_capability, range(torch.cuda.device_count())):
+        if not runs_on(native.cuda.ARCHS, capability):
+            wanted = "".join(map(str, capability))
+            return f"the extension was built for GPUs {native.cuda.ARCHS}: install with FASTVAE_CUDA_ARCHS={wanted}"
+    return ""
 
 
 EMULATED = hasattr(native, "cuda") and hasattr(native.cuda, "EMULATED")
