@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
+ONLY = ("tests/test_gpu.py", "tests/test_training.py")
 TESTS = ("tests/test_ops.py", "tests/test_noise.py", "tests/test_autograd.py", "tests/test_parameters.py")
 WORKERS = 12  # where pytest-xdist is there: most of the op table is compiling Triton kernels
 SANITIZED = "test_dtypes_and_reductions and float32 and (bce_with_logits or gaussian_kl) and cuda-"
 
 
-def steps(output: Path, device: str) -> Iterator[tuple[str, int, list[str], dict[str, str]]]:
+def steps(output: Path, device: str, data: list[str]) -> Iterator[tuple[str, int, list[str], dict[str, str]]]:
     """``(name, seconds it may take, command, environment)``."""
     python = sys.executable
     here = {"FASTVAE_TEST_DEVICE": device}
@@ -34,7 +35,10 @@ def steps(output: Path, device: str) -> Iterator[tuple[str, int, list[str], dict
     capability = "".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else ""
     yield "build", 150, pip, {"FASTVAE_CUDA_ARCHS": capability} if capability else {}
     yield "info", 30, [python, "-m", "fastvae", "info"], {}
-    yield "only-a-gpu-shows", 90, [*pytest, "tests/test_gpu.py", "-s"], {}
+    yield "only-a-gpu-shows", 90, [*pytest, *ONLY, "-k", "test_gpu or graph", "-s"], {}
+    for name, more in (("train", []), ("train-graph", ["--graph"])):
+        run = ["--device", device, "--output", str(output / name), "--overwrite", *data, *more]
+        yield name, 40, [python, "-m", "fastvae", "train", *run], {}
     workers = ["-n", str(WORKERS)] if find_spec("xdist") else []
     yield "op-table", 160, [*pytest, *workers, *TESTS, "-k", "not (gradcheck and torch)"], here
     results = ["--device", device, "--output", str(output / "gpu-results.json")]
@@ -68,11 +72,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--data-root", metavar="FOLDER", help="IDX files to train on (8×8 digits of scikit-learn)")
     parser.add_argument("--seconds", type=float, default=480, help="no step starts, or goes on, beyond this (480)")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    data = ["--data-root", args.data_root] if args.data_root else ["--data", "digits"]
     end, failed = time.monotonic() + args.seconds, []
-    for name, seconds, command, environment in steps(args.output, args.device):
+    for name, seconds, command, environment in steps(args.output, args.device, data):
         left = min(seconds, end - time.monotonic())
         if left < 5:
             print(f"== {name}: not run, the time is up")

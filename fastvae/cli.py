@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model and write a report")
     _add_config(train)
     train.add_argument("--device", default="auto", help=DEVICE_HELP)
+    train.add_argument("--graph", action="store_true", help="launch each step as one CUDA graph")
     train.add_argument("--backend", help="kernel backend (default: the best for the device; see fastvae info)")
     train.add_argument(
         "--output", type=Path, default=Path("runs/train"), metavar="FOLDER", help="(default: runs/train)"
@@ -171,7 +172,10 @@ def run_train(options: argparse.Namespace) -> None:
         config.check()
         device = _device(options.device)
         stack.enter_context(_backend(options.backend, device))
-        train(config, options.output, device, resume=options.resume, overwrite=options.overwrite)
+        train(
+            config, options.output, device,
+            resume=options.resume, overwrite=options.overwrite, graph=options.graph,
+        )  # fmt: skip
 
 
 def _backend(name: str | None, device: str | None = None) -> contextlib.AbstractContextManager[None]:
@@ -191,14 +195,14 @@ def _backend(name: str | None, device: str | None = None) -> contextlib.Abstract
 
 
 def train(
-    config: Config, folder: Path, device: str, *, resume: bool = False, overwrite: bool = False
+    config: Config, folder: Path, device: str, *, resume: bool = False, overwrite: bool = False, graph: bool = False
 ) -> dict[str, Any]:
     """Train, draw, report; returns the state of the last checkpoint. A resumed run's folder is locked already."""
     from .train.lock import hold
     from .train.loop import Trainer
 
     # all that can be wrong with data and model shows before a folder is made
-    trainer = Trainer(config, folder, device, resume=resume)
+    trainer = Trainer(config, folder, device, resume=resume, graph=graph)
     if resume:
         return _finish(trainer)
     _prepare_folder(folder, resume=False, overwrite=overwrite)
@@ -247,7 +251,7 @@ def _fit(trainer: Trainer) -> None:
             bar.set_postfix_str(terms, refresh=False)
             bar.update((epoch - 1) * size + examples - bar.n)
 
-        trainer.fit(progress)
+        trainer.fit(progress, say=lambda line: tqdm.write(f"fastvae: {line}", file=sys.stderr))
 
 
 def run_demo(options: argparse.Namespace) -> None:

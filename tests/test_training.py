@@ -12,6 +12,7 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,13 +156,21 @@ def test_no_more_is_decompressed_than_the_header_promises(idx: Path) -> None:
     assert peak < 1 << 23, "of the 64 MiB"
 
 
-def test_batches_cover_everything_once() -> None:
+def test_batches_are_in_order() -> None:
     split = data.Split(torch.arange(10)[:, None], torch.arange(10))
-    seen = [b.labels.tolist() for b in data.batches(split, 4, torch.Generator().manual_seed(1))]
-    assert [len(b) for b in seen] == [4, 4, 2]
-    order = [label for batch in seen for label in batch]
-    assert sorted(order) == list(range(10))
-    assert order != list(range(10))
+    assert [b.labels.tolist() for b in data.batches(split, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_an_epoch_steps_on_every_example_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, seen = Trainer(config(epochs=2), tmp_path), []
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda chosen: (seen.append(chosen), step(chosen)))
+    trainer.fit()
+    size = len(trainer.train.images)
+    first, second = torch.cat(seen).split(size)
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(size))
+    assert first.tolist() != second.tolist()
+    assert first.tolist() != list(range(size))
 
 
 def test_salt_and_pepper() -> None:
@@ -210,6 +219,47 @@ def test_resumed_is_the_same_to_the_bit(tmp_path: Path, changes: dict) -> None:
     Trainer(config(**changes, epochs=1), parts).fit()
     Trainer(config(**changes), parts, resume=True).fit()
     same(whole, parts)
+
+
+def fit(folder: Path, resume: bool = False, **changes: Any) -> Trainer:
+    """Train on the GPU, each step a graph."""
+    folder.mkdir(exist_ok=True)
+    said: list[str] = []
+    trainer = Trainer(config(**changes), folder, "cuda", resume=resume, graph=True)
+    trainer.fit(say=said.append)
+    assert not said
+    return trainer
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_graphed_run_resumed_is_the_same_to_the_bit(tmp_path: Path, changes: dict) -> None:
+    fit(tmp_path / "whole", **changes)
+    fit(tmp_path / "parts", **changes, epochs=1)
+    fit(tmp_path / "parts", resume=True, **changes)
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_graph_makes_the_steps_it_recorded(tmp_path: Path, changes: dict) -> None:
+    graphed = fit(tmp_path / "graph", **changes).history[-1]
+    (tmp_path / "parts").mkdir()
+    parts = Trainer(config(**changes), tmp_path / "parts", "cuda")
+    parts.fit()
+    # Adam's bias corrections are float32 on the GPU, and float64 otherwise
+    tolerance = 5e-2 if changes.get("precision") else 5e-3
+    for name in ("train_loss", "test_loss"):
+        assert graphed[name] == pytest.approx(parts.history[-1][name], rel=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "on"), [("fp32", "on cpu"), ("fp16", "on cpu")])
+def test_where_there_is_no_graph_it_says_so_and_goes_on(tmp_path: Path, precision: str, on: str) -> None:
+    said: list[str] = []
+    trainer = Trainer(config(epochs=1, precision=precision), tmp_path, graph=True)
+    trainer.fit(say=said.append)
+    assert said == [f"no CUDA graph {on}, each step is launched in parts"]
+    assert trainer.epoch == 1
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:

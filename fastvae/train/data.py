@@ -83,15 +83,10 @@ def load(name: str = "mnist5k", root: str | Path | None = None) -> Data:
     raise UserError(f"data must be one of {', '.join(map(repr, SOURCES))}, got {name!r}")
 
 
-def batches(split: Split, size: int, generator: torch.Generator | None = None) -> Iterator[Split]:
-    """Batches of ``size``, the last one smaller: in the order of a permutation drawn from ``generator``, if given."""
-    count = len(split.images)
-    order = None
-    if generator is not None:
-        order = torch.randperm(count, generator=generator, device=generator.device).to(split.images.device)
-    for start in range(0, count, size):
-        chosen = slice(start, start + size) if order is None else order[start : start + size]
-        yield Split(split.images[chosen], split.labels[chosen])
+def batches(split: Split, size: int) -> Iterator[Split]:
+    """Batches of ``size`` in order, the last one smaller."""
+    for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
+        yield Split(images, labels)
 
 
 def _package(name: str) -> Path:

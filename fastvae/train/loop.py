@@ -26,11 +26,13 @@ from ..registry import backend_name
 from . import checkpoint
 from .config import PRECISIONS, Config
 from .data import Data, Split, batches, load
+from .graph import GraphedStep
 
 TEST_BATCH = 1000
 TERMS = ("loss", "reconstruction", "kl")
 COLUMNS = ("epoch", *(f"{split}_{t}" for split in ("train", "test") for t in TERMS), "beta", "examples_per_second")
 Progress = Callable[[int, int, dict[str, float]], None]
+Say = Callable[[str], None]
 
 
 def make_model(config: Config, data: Data, device: torch.device | str = "cpu") -> Model:
@@ -74,15 +76,25 @@ def salt_and_pepper(images: Tensor, share: float) -> Tensor:
 
 
 class Trainer:
-    """One run: a model, its data and its folder. ``fit`` trains to the end; a new Trainer can resume it."""
+    """One run: a model, its data and its folder. ``fit`` trains to the end; a new Trainer can resume it.
 
-    def __init__(self, config: Config, folder: Path, device: str = "cpu", *, resume: bool = False):
+    With ``graph`` a step is a CUDA graph, where it can be one.
+    """
+
+    def __init__(self, config: Config, folder: Path, device: str = "cpu", *, resume: bool = False, graph: bool = False):
         self.config, self.folder, self.device = config, folder, torch.device(device)
         self.data = load(config.data, config.data_root)
         self.train, self.test = self.data.train.to(device), self.data.test.to(device)
         self.model = make_model(config, self.data, device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        self.graph, self.ungraphed = graph, self._why_not_graphed() if graph else ""
+        recorded = self.graph and not self.ungraphed
+        # a recorded step counts its steps on the GPU; one kernel updates all parameters
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, capturable=recorded, fused=recorded or None
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.beta = torch.zeros((), device=self.device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.history: list[dict[str, float]] = []
         if resume:
             self._restore(checkpoint.load(folder))
@@ -92,17 +104,30 @@ class Trainer:
         """Epochs completed."""
         return len(self.history)
 
-    def fit(self, progress: Progress = lambda *_: None) -> None:
+    def _why_not_graphed(self) -> str:
+        if self.device.type != "cuda":
+            return f"no CUDA graph on {self.device}, each step is launched in parts"
+        if self.config.precision == "fp16":
+            return "no CUDA graph with --precision fp16, whose scaler waits for the GPU: each step is launched in parts"
+        return ""
+
+    def fit(self, progress: Progress = lambda *_: None, say: Say = print) -> None:
         """Train until ``config.epochs`` are complete, with a checkpoint after each.
 
-        ``progress(epoch, examples, numbers)`` is called about ten times a second.
+        ``progress(epoch, examples, numbers)`` is called about ten times a second; ``say(line)`` where a step cannot be
+        the graph that was asked for.
         """
+        step: Callable[[Tensor], None] = self._step
+        if self.ungraphed:
+            say(self.ungraphed)
+        elif self.graph:
+            step = GraphedStep(step, min(self.config.batch_size, len(self.train.images)), self.device, say)
         if self.history:
             self._write_metrics()  # a kill between the checkpoint and this file lost its last row
         else:
             self.save()
         for epoch in range(self.epoch, self.config.epochs):
-            train, rate = self._train_epoch(epoch, progress)
+            train, rate = self._train_epoch(epoch, step, progress)
             test = self.evaluate()
             row = (epoch + 1, *train.values(), *test.values(), self._beta(epoch, 1.0), rate)
             self.history.append(dict(zip(COLUMNS, row, strict=True)))
@@ -116,28 +141,35 @@ class Trainer:
         y = batch.labels if self.model.conditional else None
         noisy = salt_and_pepper(batch.images, self.config.denoise) if self.config.denoise else batch.images
         dtype = PRECISIONS[self.config.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        # a graph must not keep the copies of weights that autocast caches
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=not self.graph):
             return self.model.loss(noisy, y, target=batch.images, beta=beta, free_bits=free_bits)
 
-    def _train_epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
+    def _step(self, index: Tensor) -> None:
+        """One step on the examples ``index``; adds what the loss and its terms came to, to ``sums``."""
+        batch = Split(self.train.images[index], self.train.labels[index])
+        self.optimizer.zero_grad(set_to_none=True)
+        weight = self.beta if self.config.beta_warmup else self.config.beta
+        out = self._loss(batch, weight, self.config.free_bits)
+        self.scaler.scale(out.loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.sums += torch.stack([t.detach() for t in out]) * len(index)
+
+    def _train_epoch(
+        self, epoch: int, step: Callable[[Tensor], None], progress: Progress
+    ) -> tuple[dict[str, float], float]:
         torch.manual_seed(_mix(self.config.seed, epoch, 0))
-        order = torch.Generator().manual_seed(_mix(self.config.seed, epoch, 1))
-        self.model.train()
-        beta = torch.zeros((), device=self.device)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         count, total = 0, len(self.train.images)
+        generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch, 1))
+        order = torch.randperm(total, generator=generator).to(self.device)
+        self.model.train()
+        sums = self.sums.zero_()
         start = shown = time.perf_counter()
-        for batch in batches(self.train, self.config.batch_size, order):
-            beta.fill_(self._beta(epoch, count / total))
-            self.optimizer.zero_grad(set_to_none=True)
-            weight = beta if self.config.beta_warmup else self.config.beta
-            out = self._loss(batch, weight, self.config.free_bits)
-            self.scaler.scale(out.loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            size = len(batch.images)
-            sums += torch.stack([t.detach() for t in out]) * size
-            count += size
+        for chosen in order.split(self.config.batch_size):
+            self.beta.fill_(self._beta(epoch, count / total))
+            step(chosen)
+            count += len(chosen)
             now = time.perf_counter()
             if now - shown > 0.1 or count == total:
                 shown = now
