@@ -158,3 +158,21 @@ def test_the_gradient_with_a_prior_multiplies_the_derivative_last(
     want = upstream * mu * math.exp(-prior_logvar) if prior_logvar > 0 else math.inf
     for grad, sign in zip(grads, (1, -1), strict=True):
         torch.testing.assert_close(grad.double(), torch.full((1, 1), sign * want).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("scale", "value"), [("logvar", 0.456), ("std", 1.256)])
+def test_the_gradient_in_the_priors_variance_is_infinite_where_the_kl_is(
+    backend: str, scale: str, value: float
+) -> None:
+    """Also where σ²/σ_p² and d²/σ_p² are not, but their sum is: a sum over a broadcast prior is of elements alike."""
+    for shape in ((1, 3), (2, 3), (5, 3), (9, 7)):
+        upstream = torch.rand(shape) * 0.2 - 0.1
+        prior = torch.full(shape, -87.476, requires_grad=True), torch.full((1, 1), -87.476, requires_grad=True)
+        for prior_logvar, want in ((prior[0], -INF * upstream), (prior[1], (-INF * upstream).sum())):
+            kl = fastvae.gaussian_kl(
+                torch.full(shape, -0.46), **{scale: torch.full(shape, value)}, prior_mu=torch.full((1, 1), 1.35),
+                prior_logvar=prior_logvar, reduction="none",
+            )  # fmt: skip
+            assert (kl == INF).all()
+            (grad,) = torch.autograd.grad(kl, prior_logvar, upstream)
+            torch.testing.assert_close(grad, want.expand(grad.shape), rtol=0, atol=0, equal_nan=True)

@@ -45,6 +45,29 @@ def _std_of_std(std):
     return std
 
 
+@exact
+def _slope_logvar(std, precision):
+    half, one = constant(0.5, std), constant(1.0, std)
+    return half * (std * std * precision - one)
+
+
+@exact
+def _slope_std(std, precision):
+    return std * precision - std / (constant(STD_EPS, std) + std * std)
+
+
+@exact
+def kl_gradients(c, d, std, slope, precision):
+    """The gradients of the KL of one element in mu, scale, prior_mu and prior_logvar, times c.
+
+    In this order, and not in one that a compiler chooses: c·d may leave the range, and the precision bring it back.
+    The last is infinite wherever the KL is, so that a sum of several is alike on every backend.
+    """
+    half, one = constant(0.5, d), constant(1.0, d)
+    grad_mu = c * (d * precision)
+    return grad_mu, c * slope, -grad_mu, half * c * (one - (std * std + d * d) * precision)
+
+
 def kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var):
     """KL of one element, nats."""
     raise NotImplementedError("only inside compiled code")
@@ -52,6 +75,11 @@ def kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var):
 
 def std_of(log_scale, scale):
     """σ of one element."""
+    raise NotImplementedError("only inside compiled code")
+
+
+def slope_of(log_scale, std, precision):
+    """∂kl/∂scale of one element."""
     raise NotImplementedError("only inside compiled code")
 
 
@@ -67,6 +95,12 @@ def _kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var)
 def _std_of(log_scale, scale):
     std = _std_of_logvar if log_scale.literal_value else _std_of_std
     return lambda log_scale, scale: std(scale)
+
+
+@inlined(slope_of)
+def _slope_of(log_scale, std, precision):
+    slope = _slope_logvar if log_scale.literal_value else _slope_std
+    return lambda log_scale, std, precision: slope(std, precision)
 
 
 @functools.cache
@@ -143,12 +177,7 @@ def backward(
     ):  # fmt: skip
         sources  # noqa: B018
         zero = constant(0.0, load(dtype, mu_ptr, 0))
-        one, half, floor, eps = (
-            constant(1.0, zero),
-            constant(0.5, zero),
-            constant(free_bits, zero),
-            constant(STD_EPS, zero),
-        )
+        one, half, floor = constant(1.0, zero), constant(0.5, zero), constant(free_bits, zero)
         tile, g, g_epsilon = np.empty(PADDED, np.float32), np.empty(TILE, type(zero)), np.empty(TILE, type(zero))
         tile_ptr = np.int64(tile.ctypes.data)
         for row in range(first, last):
@@ -179,7 +208,6 @@ def backward(
                         grad_scale = half * g_epsilon[j] * std if log_scale else g_epsilon[j]
                     if with_kl:
                         c = load(c_type, c_ptr, row * c_stride + start + j) if by_element else row_c
-                        var = std * std
                         prior_mu, prior_logvar, precision = zero, zero, one
                         if with_prior:
                             prior_mu = load(dtype, prior_mu_ptr, prior_mu_row + start + j)
@@ -189,13 +217,15 @@ def backward(
                         if floor > zero:
                             kl = kl_element(log_scale, mu, scale, prior_mu, prior_logvar, precision)
                             c = zero if kl < floor else c
-                        slope = half * (var * precision - one) if log_scale else std * precision - std / (eps + var)
-                        grad_mu += c * (d * precision)
-                        grad_scale += c * slope
+                        by_mu, by_scale, by_prior_mu, by_prior_logvar = kl_gradients(
+                            c, d, std, slope_of(log_scale, std, precision), precision
+                        )
+                        grad_mu += by_mu
+                        grad_scale += by_scale
                         if with_prior:
                             at = flat + start + j
-                            store(dtype, grad_prior_mu_ptr, at, -c * (d * precision))
-                            store(dtype, grad_prior_logvar_ptr, at, half * c * (one - (var + d * d) * precision))
+                            store(dtype, grad_prior_mu_ptr, at, by_prior_mu)
+                            store(dtype, grad_prior_logvar_ptr, at, by_prior_logvar)
                     store(dtype, grad_mu_ptr, flat + start + j, grad_mu)
                     store(dtype, grad_scale_ptr, flat + start + j, grad_scale)
         return 0 * (tile.size + g.size + g_epsilon.size)
