@@ -30,7 +30,7 @@ def _finish(sums: Tensor, work: Work, loss: Tensor) -> float:
 
 
 class Numba(Primitives):
-    """Row sums come in float64, and are added up in order."""
+    """Row sums come in float64, and are added up in pairs."""
 
     empty_like = staticmethod(memory.empty_like)
 
