@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(const Latent work, con
     __shared__ SumStorage storage;
     const uint64_t seed = WITH_Z ? static_cast<uint64_t>(*work.seed) : 0;
     const V floor = static_cast<V>(work.free_bits);
+    const Bounds<V> bounds{static_cast<V>(work.low), static_cast<V>(work.high)};
     for_items(work.grid, group, [&](const Turn& turn) {
         Row<T> row(work, turn, WITH_Z);
         T* const z = static_cast<T*>(work.z);
@@ -98,8 +99,12 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(const Latent work, con
         double sum = 0;
         for_elements<VECTOR<T>>(turn, row.end, row.head, row.vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
-            const Values<V, N> mu = load<N>(row.mu + j), scale = load<N>(row.scale + j);
-            Values<V, N> std;
+            const Values<V, N> mu = load<N>(row.mu + j);
+            Values<V, N> scale = load<N>(row.scale + j), std;
+            if (LOG_SCALE && work.clamp) {
+#pragma unroll
+                for (int k = 0; k < N; ++k) scale.v[k] = clamped(scale.v[k], bounds);
+            }
 #pragma unroll
             for (int k = 0; k < N; ++k) std.v[k] = std_of<LOG_SCALE>(scale.v[k]);
             if constexpr (WITH_KL) {
@@ -137,6 +142,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
     using V = compute_t<T>;
     const uint64_t seed = WITH_Z ? static_cast<uint64_t>(*work.seed) : 0;
     const V floor = static_cast<V>(work.free_bits);
+    const Bounds<V> bounds{static_cast<V>(work.low), static_cast<V>(work.high)};
     for_items(work.grid, group, [&](const Turn& turn) {
         Row<T> row(work, turn, WITH_Z);
         const T* const grad_z = static_cast<const T*>(work.grad_z);
@@ -175,8 +181,16 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
                     }
                 }
             }
-            const Values<V, N> scale = load<N>(row.scale + j);
-            Values<V, N> std;
+            Values<V, N> scale = load<N>(row.scale + j), std;
+            bool moved[N]{};  // by the clamp, or NaN: the value given is not kept, for want of registers
+            if (LOG_SCALE && work.clamp) {
+#pragma unroll
+                for (int k = 0; k < N; ++k) {
+                    const V within = clamped(scale.v[k], bounds);
+                    moved[k] = within != scale.v[k];
+                    scale.v[k] = within;
+                }
+            }
 #pragma unroll
             for (int k = 0; k < N; ++k) {
                 std.v[k] = std_of<LOG_SCALE>(scale.v[k]);
@@ -205,6 +219,10 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(const Latent work, co
                     store<N>(grad_prior_mu + row.flat + j, of_prior_mu);
                     store<N>(grad_prior_logvar + row.flat + j, of_prior_logvar);
                 }
+            }
+            if constexpr (LOG_SCALE) {
+#pragma unroll
+                for (int k = 0; k < N; ++k) of_scale.v[k] = moved[k] ? V{} : of_scale.v[k];
             }
             store<N>(grad_mu + row.flat + j, of_mu);
             store<N>(grad_scale + row.flat + j, of_scale);
