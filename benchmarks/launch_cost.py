@@ -7,6 +7,7 @@ calling thread, so that other work on the machine counts little: the best and th
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -24,9 +25,10 @@ from .timing import interleaved, median
 from .works import Work
 
 CALLS, RUNS = 2000, 15
-LATENT = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
+BOUNDS = {"low": -math.inf, "high": math.inf}
+LATENT = {"log_scale": True, **BOUNDS, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
 RECONSTRUCTION = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean", "with_gradient": True}
-ELBO = {**RECONSTRUCTION, "log_scale": True, "beta": 1.0, "free_bits": 0.0}
+ELBO = {**RECONSTRUCTION, "log_scale": True, **BOUNDS, "beta": 1.0, "free_bits": 0.0}
 
 
 def primitives(name: str) -> dict[str, Callable[[], object]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import math
 import re
 import subprocess
 import tempfile
@@ -41,6 +42,7 @@ TYPES = {
     torch.int64: "i64",
 }
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+BOUNDS = {"low": -math.inf, "high": math.inf}
 
 
 class Launch(NamedTuple):
@@ -201,7 +203,7 @@ def works(dtype: torch.dtype) -> Iterator[Work]:
         yield from _reconstruction_works(likelihood, dtype)
     size, recon, mu = dtype.itemsize, _meta(ROWS, COLS, dtype=dtype), _meta(ROWS, 20, dtype=dtype)
     elbo = partial(backend.elbo_forward, likelihood="bernoulli_logits", parameter=0.0, log_scale=True, beta=1.0)
-    options: dict[str, Any] = {"free_bits": 0.0, "with_gradient": True, "reduction": "batchmean"}
+    options: dict[str, Any] = {**BOUNDS, "free_bits": 0.0, "with_gradient": True, "reduction": "batchmean"}
     yield "ELBO one pass", 3 * size, partial(elbo, recon, recon, mu, mu, **options)
     yield "rescale", 2 * size, partial(backend.rescale_, recon, _meta())
     yield from _latent_works(dtype)
@@ -230,13 +232,13 @@ def _latent_works(dtype: torch.dtype) -> Iterator[Work]:
     def forward(
         seed: Any, reduction: str, *, mu: Any = whole, prior: Any = None, **changed: Any
     ) -> Callable[[], object]:
-        options = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": reduction, **changed}
+        options = {"log_scale": True, **BOUNDS, "samples": 0, "free_bits": 0.0, "reduction": reduction, **changed}
         return partial(backend.latent_forward, mu, mu, seed, prior, prior, **options)
 
     def backward(
         grad_z: Any, grad_kl: Any, reduction: str, *, prior: Any = None, **changed: Any
     ) -> Callable[[], object]:
-        options = {"log_scale": True, "samples": 0, "free_bits": 0.0, "reduction": reduction, **changed}
+        options = {"log_scale": True, **BOUNDS, "samples": 0, "free_bits": 0.0, "reduction": reduction, **changed}
         drawn = None if grad_z is None else seed
         return partial(backend.latent_backward, grad_z, grad_kl, whole, whole, drawn, prior, prior, **options)
 
@@ -252,6 +254,8 @@ def _latent_works(dtype: torch.dtype) -> Iterator[Work]:
     yield "KL by example", 2 * size, forward(None, "example")
     yield "KL elementwise", 3 * size, forward(None, "none")
     yield "KL free bits", 2 * size, forward(None, "batchmean", free_bits=0.5)
+    yield "KL clamped", 2 * size, forward(None, "batchmean", low=-30.0, high=20.0)
+    yield "KL clamped backward", 4 * size, backward(None, one, "batchmean", low=-30.0, high=20.0)
     yield "KL prior", 4 * size, forward(None, "batchmean", prior=whole)
     yield "KL prior backward", 8 * size, backward(None, one, "batchmean", prior=whole)
     yield "KL backward by example", 4 * size, backward(None, per_row, "example")

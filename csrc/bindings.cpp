@@ -55,11 +55,14 @@ Reconstruction reconstruction_of(int likelihood, double parameter, int recon_typ
     return work;
 }
 
-Latent latent_of(int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
-                 Address scale, int64_t scale_stride) {
+Latent latent_of(int type, bool log_scale, double low, double high, double free_bits, int64_t rows, int64_t cols,
+                 Address mu, int64_t mu_stride, Address scale, int64_t scale_stride) {
     Latent work{};
     work.type = type;
     work.log_scale = log_scale;
+    work.clamp = log_scale && (low > -HUGE_VAL || high < HUGE_VAL);
+    work.low = low;
+    work.high = high;
     work.free_bits = free_bits;
     work.grid = rows_of(rows, cols);
     work.mu = at(mu);
@@ -128,11 +131,12 @@ void define(py::module_& module) {
                                       queue_of(queue...));
                });
     module.def("latent_forward",
-               [](int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
-                  Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
+               [](int type, bool log_scale, double low, double high, double free_bits, int64_t rows, int64_t cols,
+                  Address mu, int64_t mu_stride, Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
                   int64_t prior_logvar_stride, Address seed, int64_t samples, Address z, int reduction, Address kl,
                   QUEUE... queue) {
-                   Latent work = latent_of(type, log_scale, free_bits, rows, cols, mu, mu_stride, scale, scale_stride);
+                   Latent work = latent_of(type, log_scale, low, high, free_bits, rows, cols, mu, mu_stride, scale,
+                                           scale_stride);
                    set_prior(work, prior_mu, prior_mu_stride, prior_logvar, prior_logvar_stride);
                    work.seed = at<int64_t>(seed);
                    work.samples = samples;
@@ -141,12 +145,13 @@ void define(py::module_& module) {
                    latent_forward(work, static_cast<Reduction>(reduction), at(kl), queue_of(queue...));
                });
     module.def("latent_backward",
-               [](int type, bool log_scale, double free_bits, int64_t rows, int64_t cols, Address mu, int64_t mu_stride,
-                  Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
+               [](int type, bool log_scale, double low, double high, double free_bits, int64_t rows, int64_t cols,
+                  Address mu, int64_t mu_stride, Address scale, int64_t scale_stride, Address prior_mu, int64_t prior_mu_stride, Address prior_logvar,
                   int64_t prior_logvar_stride, Address seed, int64_t samples, Address grad_z, int reduction,
                   Address upstream, int64_t upstream_stride, bool upstream_by_element, Address grad_mu,
                   Address grad_scale, Address grad_prior_mu, Address grad_prior_logvar, QUEUE... queue) {
-                   Latent work = latent_of(type, log_scale, free_bits, rows, cols, mu, mu_stride, scale, scale_stride);
+                   Latent work = latent_of(type, log_scale, low, high, free_bits, rows, cols, mu, mu_stride, scale,
+                                           scale_stride);
                    set_prior(work, prior_mu, prior_mu_stride, prior_logvar, prior_logvar_stride);
                    work.seed = at<int64_t>(seed);
                    work.samples = samples;
@@ -164,14 +169,15 @@ void define(py::module_& module) {
     module.def("elbo_forward",
                [](int likelihood, double parameter, int recon_type, int target_type, int64_t rows, int64_t cols,
                   Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad, int type,
-                  bool log_scale, double free_bits, int64_t latent_cols, Address mu, int64_t mu_stride, Address scale,
-                  int64_t scale_stride, double beta, int reduction, int loss_type, Address loss, Address nll,
+                  bool log_scale, double low, double high, double free_bits, int64_t latent_cols, Address mu,
+                  int64_t mu_stride, Address scale, int64_t scale_stride, double beta, int reduction, int loss_type, Address loss, Address nll,
                   Address kl, QUEUE... queue) {
                    const ReleaseGIL release(rows * cols);
                    return elbo_forward(
                        reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols, recon, recon_stride,
                                          target, target_stride, grad),
-                       latent_of(type, log_scale, free_bits, rows, latent_cols, mu, mu_stride, scale, scale_stride),
+                       latent_of(type, log_scale, low, high, free_bits, rows, latent_cols, mu, mu_stride, scale,
+                                 scale_stride),
                        beta, static_cast<Reduction>(reduction), ELBO{loss_type, at(loss), at(nll), at(kl)},
                        queue_of(queue...));
                });

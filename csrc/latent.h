@@ -18,6 +18,16 @@ FASTVAE_MATH Prior<V> prior_of(V mu, V logvar) {
     return {mu, logvar, exp(-logvar)};
 }
 
+// What logvar is clamped to: the latter, NaN or not, where it lies within.
+template <class V>
+struct Bounds {
+    V low, high;
+};
+template <class V>
+FASTVAE_MATH V clamped(V logvar, const Bounds<V>& bounds) {
+    return at_most(bounds.high, at_least(bounds.low, logvar));
+}
+
 // σ of logvar, or of std itself.
 template <bool LOG_SCALE, class V>
 FASTVAE_MATH V std_of(V scale) {

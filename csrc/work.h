@@ -46,6 +46,8 @@ struct WithTensor {
 struct Latent {
     int type;
     bool log_scale;
+    bool clamp;  // logvar is clamped to [low, high] before use
+    double low, high;
     Rows grid;
     const void* mu;
     int64_t mu_stride;

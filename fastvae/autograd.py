@@ -105,7 +105,7 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
     return super(torch.autograd.Function, direct).apply  # Function's own looks for what is not here
 
 
-TENSORS, OPTIONS = 5, 7  # as many as any op has: all have one signature, with None for what an op lacks
+TENSORS, OPTIONS = 5, 9  # as many as any op has: all have one signature, with None for what an op lacks
 
 
 def _traced(op: Op) -> type[torch.autograd.Function]:
@@ -117,9 +117,9 @@ def _traced(op: Op) -> type[torch.autograd.Function]:
 
     # spelled out: where no gradient is wanted, torch.compile counts the arguments
     def forward(  # type: ignore[no-untyped-def]
-        t0, t1, t2, t3, t4, o0, o1, o2, o3, o4, o5, o6
+        t0, t1, t2, t3, t4, o0, o1, o2, o3, o4, o5, o6, o7, o8
     ) -> tuple[Tensor, ...]:
-        args = t0, t1, t2, t3, t4, o0, o1, o2, o3, o4, o5, o6
+        args = t0, t1, t2, t3, t4, o0, o1, o2, o3, o4, o5, o6, o7, o8
         return tuple(primitive(*args[:count], **options_of(args)))
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -215,8 +215,8 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
     if grad_kl is None or not any(ctx.needs_input_grad[2:4]):
         return gradients
     of_latent = primitives.latent_backward(
-        None, grad_kl, mu, scale, None, None, None, log_scale=given["log_scale"], samples=0,
-        free_bits=given["free_bits"], reduction=given["reduction"],
+        None, grad_kl, mu, scale, None, None, None, samples=0,
+        **{name: given[name] for name in ("log_scale", "low", "high", "free_bits", "reduction")},
     )  # fmt: skip
     return (*gradients, *of_latent)
 
@@ -249,12 +249,14 @@ def _elbo_expression(
     scale: Tensor,
     *,
     log_scale: bool,
+    low: float,
+    high: float,
     beta: float,
     free_bits: float,
     **options: Any,
 ) -> tuple[Tensor, ...]:
     nll, *gradient = _reconstruction_expression(recon, target, **options)
-    kl = reference_latent.gaussian_kl(mu, scale, None, None, log_scale, free_bits, options["reduction"])
+    kl = reference_latent.gaussian_kl(mu, scale, None, None, log_scale, low, high, free_bits, options["reduction"])
     return (nll + beta * kl).to(nll.dtype), nll, kl, *gradient
 
 
@@ -267,12 +269,17 @@ RECONSTRUCTION = Op(  # (recon, target, parameter tensor)
     _reconstruction_expression,
 )
 LATENT = Op(  # (mu, scale, seed, prior_mu, prior_logvar) → z, kl, or both
-    "latent_forward", 5, ("log_scale", "samples", "free_bits", "reduction"), 2, _of_latent, _latent_expression
+    "latent_forward",
+    5,
+    ("log_scale", "low", "high", "samples", "free_bits", "reduction"),
+    2,
+    _of_latent,
+    _latent_expression,
 )
 ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
     "elbo_forward",
     4,
-    ("likelihood", "parameter", "log_scale", "beta", "free_bits", "reduction", "with_gradient"),
+    ("likelihood", "parameter", "log_scale", "low", "high", "beta", "free_bits", "reduction", "with_gradient"),
     3,
     _of_elbo,
     _elbo_expression,

@@ -17,6 +17,7 @@ REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DATA = (*FLOATS, torch.uint8)
 LARGEST = sys.float_info.max
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
 def tensor(name: str, value: object) -> Tensor:
@@ -59,6 +60,26 @@ def scale(mu: Tensor, logvar: Tensor | None, std: Tensor | None) -> tuple[Tensor
     checked = tensor(name, given)
     same_place("mu", mu, name, checked)
     return checked, std is None
+
+
+def logvar_clamp(value: object, log_scale: bool = True) -> tuple[float, float]:
+    """``value`` as the bounds of logvar; infinite ones for None."""
+    if value is None:
+        return -math.inf, math.inf
+    if not log_scale:
+        raise ValueError("logvar_clamp bounds logvar, got std: clamp that yourself")
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"logvar_clamp must be a pair of numbers (low, high), got {value!s:.40}")
+    low, high = (_bound(f"logvar_clamp[{k}]", bound) for k, bound in enumerate(value))
+    if low > high:
+        raise ValueError(f"logvar_clamp must be (low, high) with low <= high, got ({low:g}, {high:g})")
+    return low, high
+
+
+def _bound(name: str, value: object) -> float:
+    if value in (-math.inf, math.inf):
+        return float(value)  # type: ignore[arg-type]
+    return number(name, value, -LARGEST_FLOAT32, LARGEST_FLOAT32)
 
 
 def prior(mu: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -42,16 +42,20 @@ def _latent(
     *,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
     seed: Tensor | None = None,
     samples: int = 0,
     free_bits: float = 0.0,
     reduction: str = "",
 ) -> tuple[Tensor, ...]:
     scale, log_scale = checks.scale(mu, logvar, std)
+    low, high = checks.logvar_clamp(logvar_clamp, log_scale)
     mu, scale, prior_mu, prior_logvar = checks.one_dtype(mu, scale, *checks.prior(mu, prior_mu, prior_logvar))
     free_bits = checks.number("free_bits", free_bits, 0)
     return autograd.apply(
-        autograd.LATENT, (mu, scale, seed, prior_mu, prior_logvar), (log_scale, samples, free_bits, reduction)
+        autograd.LATENT,
+        (mu, scale, seed, prior_mu, prior_logvar),
+        (log_scale, low, high, samples, free_bits, reduction),
     )
 
 
@@ -60,6 +64,7 @@ def reparameterize(
     logvar: Tensor | None = None,
     *,
     std: Tensor | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
     samples: int | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
@@ -77,6 +82,9 @@ def reparameterize(
         mu: mean, ``[B, *latent]``, float64, float32, bfloat16 or float16.
         logvar: log σ², as ``mu``. Give this or ``std``.
         std: σ, as ``mu``.
+        logvar_clamp: ``(low, high)``: log σ² is clamped to [low, high] before use, as by ``torch.clamp``, so ``logvar``
+            has no gradient outside (at a bound it has). With ``logvar`` only. It keeps σ² finite, and what is computed
+            of it, where an encoder diverges; (-30, 20) is what diffusers' autoencoders take.
         samples: draw this many for each example; z is then ``[samples, B, *latent]``.
         generator: source of the seed; torch's default generator if None, so ``torch.manual_seed`` works. As with
             ``torch.randn``, processes that were seeded alike draw alike: see "Seed each rank" in the README.
@@ -87,7 +95,8 @@ def reparameterize(
 
     Raises:
         TypeError: an argument is not a floating-point tensor (or not an int).
-        ValueError: shapes or devices differ, or both or neither of ``logvar`` and ``std`` are given.
+        ValueError: shapes or devices differ, ``logvar_clamp`` is not one, or both or neither of ``logvar`` and ``std``
+            are given.
 
     >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
     >>> z = reparameterize(mu, logvar, seed=0)
@@ -98,7 +107,8 @@ def reparameterize(
     """
     mu = checks.tensor("mu", mu)
     count = checks.sample_count(samples)
-    return _latent(mu, logvar, std, samples=count, seed=draw_seed(mu.device, generator, seed))[0]
+    seeded = draw_seed(mu.device, generator, seed)
+    return _latent(mu, logvar, std, logvar_clamp=logvar_clamp, samples=count, seed=seeded)[0]
 
 
 def gaussian_kl(
@@ -108,6 +118,7 @@ def gaussian_kl(
     std: Tensor | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
     free_bits: float = 0.0,
     reduction: str = "batchmean",
 ) -> Tensor:
@@ -121,7 +132,8 @@ def gaussian_kl(
         logvar: log σ² of q, as ``mu``. Give this or ``std``.
         std: σ of q, as ``mu``.
         prior_mu: mean of p, of a shape that broadcasts to ``mu``; differentiable. Comes with ``prior_logvar``.
-        prior_logvar: log variance of p, likewise.
+        prior_logvar: log variance of p, likewise; not clamped.
+        logvar_clamp: ``(low, high)``: log σ² of q is clamped before use; see :func:`reparameterize`.
         free_bits: each element counts at least this many nats and has no gradient below (Kingma et al. 2016, eq. 15,
             with each latent element of each example as its own group). 0 is off.
         reduction: see the module.
@@ -135,10 +147,19 @@ def gaussian_kl(
 
     >>> gaussian_kl(torch.ones(4, 2), torch.zeros(4, 2))
     tensor(1.)
+    >>> gaussian_kl(torch.ones(4, 2), torch.full((4, 2), 1e4), logvar_clamp=(-30, 0))
+    tensor(1.)
     """
     mu, reduction = checks.tensor("mu", mu), checks.reduction(reduction)
     return _latent(
-        mu, logvar, std, prior_mu=prior_mu, prior_logvar=prior_logvar, free_bits=free_bits, reduction=reduction
+        mu,
+        logvar,
+        std,
+        prior_mu=prior_mu,
+        prior_logvar=prior_logvar,
+        logvar_clamp=logvar_clamp,
+        free_bits=free_bits,
+        reduction=reduction,
     )[0]
 
 
@@ -149,6 +170,7 @@ def sample_with_kl(
     std: Tensor | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
     free_bits: float = 0.0,
     samples: int | None = None,
     generator: torch.Generator | None = None,
@@ -171,6 +193,7 @@ def sample_with_kl(
         std,
         prior_mu=prior_mu,
         prior_logvar=prior_logvar,
+        logvar_clamp=logvar_clamp,
         free_bits=free_bits,
         reduction=reduction,
         samples=checks.sample_count(samples),
@@ -413,6 +436,7 @@ def elbo_loss(
     std: Tensor | None = None,
     likelihood: str = "bernoulli_logits",
     likelihood_parameters: Mapping[str, Parameter | None] | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
     beta: float | Tensor = 1.0,
     free_bits: float = 0.0,
     reduction: str = "batchmean",
@@ -433,6 +457,7 @@ def elbo_loss(
         likelihood_parameters: another variance or scale, or a learned one: ``{"var": …}`` or ``{"logvar": …}`` for
             ``"gaussian"``, ``{"scale": …}`` or ``{"log_scale": …}`` for ``"laplace"``, ``{"eps": …}`` for
             ``"bernoulli_probs"``. Numbers, or tensors as for :func:`gaussian_nll`, which take two launches.
+        logvar_clamp: ``(low, high)``: log σ² is clamped before use; see :func:`reparameterize`.
         beta: weight of the KL, ≥ 0: a number, or a 0-d tensor, which a captured graph can be annealed with.
         free_bits: see :func:`gaussian_kl`.
         reduction: ``"batchmean"``, ``"sum"`` or ``"example"``.
@@ -453,6 +478,7 @@ def elbo_loss(
     target = checks.target(target, "recon", recon)
     mu = checks.tensor("mu", mu)
     scale, log_scale = checks.scale(mu, logvar, std)
+    low, high = checks.logvar_clamp(logvar_clamp, log_scale)
     if mu.size(0) != recon.size(0):
         raise ValueError(f"mu must have the batch size of recon, {recon.shape[0]}, got {mu.shape[0]}")
     if mu.device != recon.device:
@@ -473,7 +499,7 @@ def elbo_loss(
     if tensor is not None:
         options: tuple[Any, ...] = (likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor))
         reconstruction = autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor), options)[0]
-        options = (log_scale, 0, free_bits, reduction)
+        options = (log_scale, low, high, 0, free_bits, reduction)
         kl = autograd.apply(autograd.LATENT, (mu, scale, None, None, None), options)[0]
         return ELBOLoss((reconstruction + beta * kl).to(reconstruction.dtype), reconstruction, kl)
     # compiled, a number would be a constant: one graph for each value of an annealed beta
@@ -481,7 +507,7 @@ def elbo_loss(
     weight = 1.0 if isinstance(beta, Tensor) or outside else beta
     recon, target, _ = _dense(recon, target, reduction)
     with_gradient = autograd.one_pass(recon, reduction)
-    options = likelihood, parameter, log_scale, weight, free_bits, reduction, with_gradient
+    options = likelihood, parameter, log_scale, low, high, weight, free_bits, reduction, with_gradient
     loss, reconstruction, kl, *_ = autograd.apply(autograd.ELBO, (recon, target, mu, scale), options)
     if outside:
         loss = (reconstruction + beta * kl).to(reconstruction.dtype)

@@ -3,7 +3,7 @@
 The options go to the constructor, the tensors to ``forward``; the ``repr`` says what a model will compute.
 
 >>> ELBOLoss(beta=4.0)
-ELBOLoss(likelihood='bernoulli_logits', beta=4.0, free_bits=0.0, reduction='batchmean')
+ELBOLoss(likelihood='bernoulli_logits', logvar_clamp=None, beta=4.0, free_bits=0.0, reduction='batchmean')
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "reduction": checks.reduction,
     "samples": checks.sample_count,
+    "logvar_clamp": checks.logvar_clamp,
     "free_bits": lambda value: checks.number("free_bits", value, 0),
     "eps": lambda value: value is None or checks.number("eps", value, 0, 0.5, above=True),
     # a tensor is checked with the data it must fit
@@ -84,8 +85,8 @@ def _given(family: str, **parameters: Parameter | None) -> dict[str, Parameter]:
 class Reparameterize(_Op):
     """:func:`fastvae.reparameterize`."""
 
-    def __init__(self, *, samples: int | None = None):
-        super().__init__(samples=samples)
+    def __init__(self, *, logvar_clamp: tuple[float, float] | None = None, samples: int | None = None):
+        super().__init__(logvar_clamp=logvar_clamp, samples=samples)
 
     def forward(self, mu: Tensor, logvar: Tensor | None = None, *, std: Tensor | None = None) -> Tensor:
         """``[B, *latent]`` → z."""
@@ -95,8 +96,14 @@ class Reparameterize(_Op):
 class GaussianKL(_Op):
     """:func:`fastvae.gaussian_kl`."""
 
-    def __init__(self, *, free_bits: float = 0.0, reduction: str = "batchmean"):
-        super().__init__(free_bits=free_bits, reduction=reduction)
+    def __init__(
+        self,
+        *,
+        logvar_clamp: tuple[float, float] | None = None,
+        free_bits: float = 0.0,
+        reduction: str = "batchmean",
+    ):
+        super().__init__(logvar_clamp=logvar_clamp, free_bits=free_bits, reduction=reduction)
 
     def forward(
         self,
@@ -114,8 +121,15 @@ class GaussianKL(_Op):
 class SampleWithKL(_Op):
     """:func:`fastvae.sample_with_kl`."""
 
-    def __init__(self, *, samples: int | None = None, free_bits: float = 0.0, reduction: str = "batchmean"):
-        super().__init__(samples=samples, free_bits=free_bits, reduction=reduction)
+    def __init__(
+        self,
+        *,
+        logvar_clamp: tuple[float, float] | None = None,
+        samples: int | None = None,
+        free_bits: float = 0.0,
+        reduction: str = "batchmean",
+    ):
+        super().__init__(logvar_clamp=logvar_clamp, samples=samples, free_bits=free_bits, reduction=reduction)
 
     def forward(
         self,
@@ -218,11 +232,14 @@ class ELBOLoss(_Op):
         self,
         *,
         likelihood: str = "bernoulli_logits",
+        logvar_clamp: tuple[float, float] | None = None,
         beta: float | Tensor = 1.0,
         free_bits: float = 0.0,
         reduction: str = "batchmean",
     ):
-        super().__init__(likelihood=likelihood, beta=beta, free_bits=free_bits, reduction=reduction)
+        super().__init__(
+            likelihood=likelihood, logvar_clamp=logvar_clamp, beta=beta, free_bits=free_bits, reduction=reduction
+        )
 
     def forward(
         self,

@@ -21,7 +21,7 @@ from .registry import backend_for
 _library = torch.library.Library("fastvae", "DEF")
 
 _LATENT = "Tensor mu, Tensor scale, Tensor? seed, Tensor? prior_mu, Tensor? prior_logvar"
-_LATENT_OPTIONS = "bool log_scale, int samples, float free_bits, str reduction"
+_LATENT_OPTIONS = "bool log_scale, float low, float high, int samples, float free_bits, str reduction"
 _RECONSTRUCTION = "Tensor recon, Tensor target, Tensor? parameter_tensor=None"
 _RECONSTRUCTION_OPTIONS = "str likelihood, float parameter, str reduction"
 
@@ -31,7 +31,8 @@ _SCHEMAS = {
     "reconstruction_forward": f"({_RECONSTRUCTION}, *, {_RECONSTRUCTION_OPTIONS}, bool with_gradient) -> Tensor[]",
     "reconstruction_backward": f"(Tensor grad_nll, {_RECONSTRUCTION}, *, {_RECONSTRUCTION_OPTIONS}) -> Tensor[]",
     "elbo_forward": "(Tensor recon, Tensor target, Tensor mu, Tensor scale, *, str likelihood, float parameter, "
-    "bool log_scale, float beta, float free_bits, str reduction, bool with_gradient) -> Tensor[]",
+    "bool log_scale, float low, float high, float beta, float free_bits, str reduction, bool with_gradient) "
+    "-> Tensor[]",
     "rescale_": "(Tensor(a!) gradient, Tensor upstream) -> ()",
 }
 

@@ -4,7 +4,7 @@
 these functions. They take and return plain tensors, know nothing of autograd, and are called with devices, dtypes and
 shapes that ``fastvae/functional.py`` has checked:
 
-``latent_forward(mu, scale, seed, prior_mu, prior_logvar, *, log_scale, samples, free_bits, reduction)``
+``latent_forward(mu, scale, seed, prior_mu, prior_logvar, *, log_scale, low, high, samples, free_bits, reduction)``
     → ``[z] + [kl]``: z is there if ``seed`` is given, kl if ``reduction`` is.
 ``latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, *, …as latent_forward)``
     → ``[grad_mu, grad_scale]``, then ``[grad_prior_mu, grad_prior_logvar]`` if there is a prior.
@@ -13,13 +13,15 @@ shapes that ``fastvae/functional.py`` has checked:
     an upstream gradient of 1.
 ``reconstruction_backward(grad_nll, recon, target, parameter_tensor=None, *, likelihood, parameter, reduction)``
     → ``[grad_recon]``, and ``grad_parameter_tensor`` if there is one, computed afresh.
-``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, beta, free_bits)``
+``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, low, high, beta, free_bits)``
     → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``; ``loss`` has nll's dtype.
 ``rescale_(gradient, upstream)``
     multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
 
 Shapes and values
     ``mu``, ``scale``: ``[B, *latent]``, one dtype. ``scale`` is ``logvar`` if ``log_scale``, else ``std``.
+    ``low``, ``high``: logvar is clamped to [low, high] before use, and has no gradient outside, as in ``torch.clamp``;
+    -inf and inf for no bound, and beside std.
     ``prior_mu``, ``prior_logvar``: both or neither, as ``mu``. ``seed``: one int64 on the same device.
     ``samples``: 0 for z of the shape of ``mu``, S for ``[S, *mu.shape]``; noise is indexed by the element of z.
     ``recon``, ``target``: ``[B, *data]``; ``target`` is uint8 (meaning x/255), float32 or of the dtype of ``recon``.

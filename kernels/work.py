@@ -5,6 +5,8 @@ A backend is a subclass of :class:`Primitives`. What it is given to fill is neve
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -179,18 +181,25 @@ class WithTensor(Reconstruction):
 class Latent(Work):
     """mu and scale, and mean and logvar of the prior if there is one: else their ``places`` are zeros.
 
-    z has ``samples`` samples, whose noise comes from ``seed``.
+    z has ``samples`` samples, whose noise comes from ``seed``. logvar is clamped to [``low``, ``high``].
     """
 
-    __slots__ = ("free_bits", "log_scale", "samples", "seed")
+    __slots__ = ("free_bits", "high", "log_scale", "low", "samples", "seed")
     seed: Tensor | None
     log_scale: bool
+    low: float
+    high: float
     samples: int
     free_bits: float
 
     @property
     def prior(self) -> bool:
         return len(self.tensors) > 2
+
+    @property
+    def clamp(self) -> bool:
+        """Whether there is a bound."""
+        return self.low > -math.inf or self.high < math.inf
 
 
 class Primitives:
@@ -317,6 +326,8 @@ class Primitives:
         prior_logvar: Tensor | None,
         *,
         log_scale: bool,
+        low: float,
+        high: float,
         samples: int,
         free_bits: float,
         reduction: str,
@@ -329,6 +340,7 @@ class Primitives:
             if not priors:
                 work.places += NO_PRIOR
             work.seed, work.log_scale, work.samples, work.free_bits = seed, log_scale, samples or 1, free_bits
+            work.low, work.high = low, high
             self.fill_latent(work, z, kl)
         elif kl is not None:
             kl.fill_(0.0 * reduction_weight(reduction, mu))
@@ -345,6 +357,8 @@ class Primitives:
         prior_logvar: Tensor | None,
         *,
         log_scale: bool,
+        low: float,
+        high: float,
         samples: int,
         free_bits: float,
         reduction: str,
@@ -363,6 +377,7 @@ class Primitives:
             if len(tensors) == 2:
                 work.places += NO_PRIOR
             work.seed, work.log_scale, work.samples, work.free_bits = seed, log_scale, samples or 1, free_bits
+            work.low, work.high = low, high
             self.fill_latent_gradients(work, grad_z, gradients)
         return gradients + unused
 
@@ -376,6 +391,8 @@ class Primitives:
         likelihood: str,
         parameter: float,
         log_scale: bool,
+        low: float,
+        high: float,
         beta: float,
         free_bits: float,
         reduction: str,
@@ -389,8 +406,9 @@ class Primitives:
                 with_gradient=with_gradient,
             )  # fmt: skip
             (kl,) = self.latent_forward(
-                mu, scale, None, None, None, log_scale=log_scale, samples=0, free_bits=free_bits, reduction=reduction
-            )
+                mu, scale, None, None, None, log_scale=log_scale, low=low, high=high, samples=0, free_bits=free_bits,
+                reduction=reduction,
+            )  # fmt: skip
             return [(nll + beta * kl).to(nll.dtype), nll, kl, *gradient]
         loss = self.loss_like(recon, reduction)
         kl = torch.empty_like(loss) if mu.dtype == recon.dtype else self.loss_like(mu, reduction)
@@ -398,6 +416,7 @@ class Primitives:
         data.likelihood, data.parameter = likelihood, parameter
         data.grad = self.empty_like(recon) if with_gradient else None
         latent.seed, latent.log_scale, latent.samples, latent.free_bits = None, log_scale, 1, free_bits
+        latent.low, latent.high = low, high
         if self.fill_elbo(data, latent, beta, losses):
             check_unit_range(likelihood, recon, target)
         if data.grad is not None:

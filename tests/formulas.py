@@ -34,8 +34,8 @@ NOISE_ON_CPU = 3e-6
 # and besides: one rounding to the dtype of a value, two to that of a gradient (fuzz.Trial.backward says which); what
 # underflow costs (fuzz.floor); the series of the continuous Bernoulli, seen only in float64 (``lost``, below); a GPU's
 # exp of a large argument (fuzz.Oracle.lost_in_exp, and of logits in Oracle.reconstruction); 1/σ² and e^(−log σ²) that
-# underflow (of_tensor). Infinite or NaN is allowed only where it is right, where eager PyTorch is, or beyond the
-# largest number of the dtype.
+# underflow (of_tensor), and 1/σ where σ² overflows (gaussian_kl). Infinite or NaN is allowed only where it is right,
+# where eager PyTorch is, or beyond the largest number of the dtype.
 
 
 class Term(NamedTuple):
@@ -224,9 +224,14 @@ def gaussian_kl(
     free_bits: float,
     unit: float,
     tiny: float,
+    largest: float,
     beyond: Tensor | None = None,
 ) -> KL:
     """``unit``: of the arithmetic that is judged. e^(−log σ_p²) may be off by ``tiny``, below which it underflows.
+
+    Where σ² is above the ``largest`` number, σ/(1e-8 + σ²) may be lost, as it is in eager PyTorch: it is 1/σ then, and
+    is seen beside σ/σ_p² only where σ_p, too, is so large. To keep it would cost each element a comparison and two
+    selections.
 
     Where ``beyond``, the arithmetic has no finite KL, which then is neither below ``free_bits`` nor above.
     """
@@ -246,10 +251,11 @@ def gaussian_kl(
         by_scale = scale * precision - scale / (STD_EPS + var)
         scale_size = scale.abs() * precision + scale.abs() / (STD_EPS + var)
     by_logvar = 0.5 * (1 - (var + d * d) * precision)
+    lost_slope = torch.where(var > largest, 1 / scale.abs(), 0.0) if not log_scale else 0.0
     diverged, far, off = kl.isinf(), var + d * d, 0.0 if prior_mu is None else tiny
     gradients = [
         Term(d * precision, d.abs() * precision, lost=d.abs() * off),
-        Term(by_scale, scale_size, lost=(var if log_scale else scale.abs()) * off),
+        Term(by_scale, scale_size, lost=(var if log_scale else scale.abs()) * off + lost_slope),
         Term(-d * precision, d.abs() * precision, lost=d.abs() * off),
         Term(by_logvar, 0.5 * (1 + far * precision), lost=far * off),
     ][: 2 if prior_mu is None else 4]

@@ -441,7 +441,7 @@ class Oracle:
             tiny = info.smallest_normal * (info.eps if self.noise == NOISE_ON_CPU else 1)
             beyond = None if narrow is None else ~narrow.kl.value.value.isfinite()
             self.kl = formulas.gaussian_kl(
-                mu, scale, prior_mu, prior_logvar, not case.std, case.free_bits, ulp(dtype), tiny, beyond
+                mu, scale, prior_mu, prior_logvar, not case.std, case.free_bits, ulp(dtype), tiny, info.max, beyond
             )
             reduction = self.reduction()
             self.outputs.append(reduced(self.kl.value, reduction, dtype, 0.0))

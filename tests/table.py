@@ -20,6 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels are 
 BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {DEVICE, "any"} & set(s.devices)]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
+CLAMP = (-0.5, 0.75)
 
 
 class Op(NamedTuple):
@@ -181,6 +182,22 @@ OPS: dict[str, Op] = {
         kl_prior,
         two_gaussians,
         kl_prior,
+        4,
+    ),
+    "gaussian_kl_clamped": Op(
+        lambda mu, logvar, **kw: fastvae.gaussian_kl(mu, logvar, logvar_clamp=CLAMP, **kw),
+        lambda mu, logvar: kl_logvar(mu, logvar.clamp(*CLAMP)),
+        mu_and_logvar,
+        lambda mu, logvar: kl_logvar(mu, logvar.clamp(*CLAMP)),
+        2,
+    ),
+    "gaussian_kl_prior_clamped": Op(
+        lambda mu, logvar, prior_mu, prior_logvar, **kw: fastvae.gaussian_kl(
+            mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, logvar_clamp=CLAMP, **kw
+        ),
+        lambda mu, logvar, *prior: kl_prior(mu, logvar.clamp(*CLAMP), *prior),
+        two_gaussians,
+        lambda mu, logvar, *prior: kl_prior(mu, logvar.clamp(*CLAMP), *prior),
         4,
     ),
     "gaussian_kl_free_bits": Op(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -333,17 +334,20 @@ def test_modules_do_what_the_functions_do(backend: str) -> None:
     torch.manual_seed(2)
     assert torch.equal(z, modules.SampleWithKL(samples=2)(mu, logvar)[0])
     assert repr(modules.BCELoss(eps=1e-6)) == "BCELoss(eps=1e-06, reduction='batchmean')"
-    assert repr(copy.deepcopy(modules.GaussianKL())) == "GaussianKL(free_bits=0.0, reduction='batchmean')"
+    assert repr(copy.deepcopy(modules.GaussianKL())) == (
+        "GaussianKL(logvar_clamp=None, free_bits=0.0, reduction='batchmean')"
+    )
 
 
 def opcheck_arguments() -> dict[str, tuple[tuple, dict]]:
     logits, target = logits_target()
     mu, logvar = torch.randn(6, 4), torch.randn(6, 4)
     seed = torch.tensor([7])
-    latent = {"log_scale": True, "samples": 0, "free_bits": 0.1, "reduction": "example"}
+    latent = {"log_scale": True, "low": -0.5, "high": math.inf, "samples": 0, "free_bits": 0.1, "reduction": "example"}
     reconstruction = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean"}
     gaussian = {**reconstruction, "likelihood": "gaussian_logvar"}
-    elbo = {**reconstruction, "log_scale": True, "beta": 1.0, "free_bits": 0.0, "with_gradient": True}
+    elbo = {**reconstruction, "log_scale": True, "low": -0.5, "high": 0.75, "beta": 1.0, "free_bits": 0.0}
+    elbo["with_gradient"] = True
     return {
         "latent_forward": ((mu, logvar, seed, mu, logvar), latent),
         "latent_backward": ((mu, torch.ones(6), mu, logvar, seed, None, None), latent),

@@ -158,3 +158,70 @@ def test_the_gradient_with_a_prior_multiplies_the_derivative_last(
     want = upstream * mu * math.exp(-prior_logvar) if prior_logvar > 0 else math.inf
     for grad, sign in zip(grads, (1, -1), strict=True):
         torch.testing.assert_close(grad.double(), torch.full((1, 1), sign * want).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("scale", "value"), [("logvar", 0.456), ("std", 1.256)])
+def test_the_gradient_in_the_priors_variance_is_infinite_where_the_kl_is(
+    backend: str, scale: str, value: float
+) -> None:
+    """Also where σ²/σ_p² and d²/σ_p² are not, but their sum is: a sum over a broadcast prior is of elements alike."""
+    for shape in ((1, 3), (2, 3), (5, 3), (9, 7)):
+        upstream = torch.rand(shape) * 0.2 - 0.1
+        prior = torch.full(shape, -87.476, requires_grad=True), torch.full((1, 1), -87.476, requires_grad=True)
+        for prior_logvar, want in ((prior[0], -INF * upstream), (prior[1], (-INF * upstream).sum())):
+            kl = fastvae.gaussian_kl(
+                torch.full(shape, -0.46), **{scale: torch.full(shape, value)}, prior_mu=torch.full((1, 1), 1.35),
+                prior_logvar=prior_logvar, reduction="none",
+            )  # fmt: skip
+            assert (kl == INF).all()
+            (grad,) = torch.autograd.grad(kl, prior_logvar, upstream)
+            torch.testing.assert_close(grad, want.expand(grad.shape), rtol=0, atol=0, equal_nan=True)
+
+
+CLAMPED: dict[str, Callable[..., list[Tensor]]] = {
+    "reparameterize": lambda mu, logvar, **clamp: [fastvae.reparameterize(mu, logvar, seed=3, **clamp)],
+    "samples": lambda mu, logvar, **clamp: [fastvae.reparameterize(mu, logvar, seed=3, samples=3, **clamp)],
+    "gaussian_kl": lambda mu, logvar, **clamp: [fastvae.gaussian_kl(mu, logvar, reduction="none", **clamp)],
+    "free_bits": lambda mu, logvar, **clamp: [fastvae.gaussian_kl(mu, logvar, free_bits=0.4, **clamp)],
+    "sample_with_kl": lambda mu, logvar, **clamp: list(
+        fastvae.sample_with_kl(mu, logvar, seed=3, reduction="example", **clamp)
+    ),
+    "elbo_loss": lambda mu, logvar, **clamp: list(fastvae.elbo_loss(mu, mu.sigmoid().detach(), mu, logvar, **clamp)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("call", CLAMPED)
+def test_a_clamped_logvar_is_the_one_of_torch(backend: str, call: str, dtype: torch.dtype) -> None:
+    """Values and gradients, to the bit: inside the bounds, at them, beyond, at infinity, and NaN."""
+    low, high = -30.0, 20.0
+    logvars = [-INF, -1e4, -31, low, -29, -1, 0, 2.5, 19.5, high, 20.5, 1e4, INF]
+    if call in ("reparameterize", "samples", "gaussian_kl"):  # the others are sums, which it would hide
+        logvars.append(NAN)
+    mu, logvar = grid([-0.5, 1.0, 1.5], logvars, dtype)
+    results = []
+    for clamp in (True, False):
+        leaves = [mu.clone().requires_grad_(), logvar.clone().requires_grad_()]
+        given = leaves[1] if clamp else leaves[1].clamp(low, high)
+        outputs = CLAMPED[call](leaves[0], given, **({"logvar_clamp": (low, high)} if clamp else {}))
+        grads = torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
+        results.append([*(o.detach() for o in outputs), *grads])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    outside = (logvar < low) | (logvar > high)
+    assert outside.any()
+    assert (results[0][-1][outside] == 0).all()
+    assert results[0][-2][outside].isfinite().all()
+
+
+@pytest.mark.parametrize("call", CLAMPED)
+def test_nothing_is_infinite_where_logvar_is_clamped(backend: str, call: str) -> None:
+    """Bounds far apart, or on one side only; logvar as far off as float32 goes."""
+    mu, logvar = grid([-1.0, 0.5], [-3e38, -1e4, 0, 1e4, 3e38], torch.float32)
+    for low, high in ((-30, 20), (-INF, 20), (-86.0, 80.0), (2.0, 2.0)):
+        above = logvar.clone() if low > -INF else logvar.clamp(min=-80)
+        leaves = [mu.clone().requires_grad_(), above.requires_grad_()]
+        outputs = CLAMPED[call](*leaves, logvar_clamp=(low, high))
+        grads = torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
+        for t in (*outputs, *grads):
+            assert t.isfinite().all()

@@ -201,3 +201,19 @@ def test_the_formulas_draw_the_noise_of_the_contract() -> None:
     torch.testing.assert_close(
         noise(torch.tensor(seed), shape).double(), formulas.epsilon(seed, shape), rtol=0, atol=formulas.NOISE_ON_CPU
     )
+
+
+@pytest.mark.parametrize("prior_logvar", [80.67, 200.0])
+def test_the_formulas_allow_what_eager_loses_where_the_square_of_std_overflows(prior_logvar: float) -> None:
+    """1/σ, and no more."""
+    trial = Trial(Case("gaussian_kl", shape=(2, 9), std=True, prior="full", reduction="none"))
+    trial.inputs = [torch.full((2, 9), value) for value in (0.0, 1e20, 0.0, prior_logvar)]
+    trial.before = [t.clone() for t in trial.inputs]
+    for target in TARGETS:
+        trial.run(target)
+    upstream = torch.ones(2, 9)
+    want, eager = (oracle.gradients([upstream])[1] for oracle in trial.oracle(formulas.NOISE_ON_CPU))
+    assert want is not None
+    assert eager is not None
+    assert 0.99e-20 < (eager.value - want.value).max() < 1.01e-20 + 1e-7 * eager.value.max()
+    assert (want.slack < 1.01e-20 + 1e-6 * want.value.abs()).all()

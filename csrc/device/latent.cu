@@ -16,9 +16,11 @@ namespace {
 template <class T>
 constexpr int VECTOR = sizeof(T) == 2 ? 8 : 4;
 
-// Blocks a multiprocessor must have registers for; 0: as the compiler likes, which float64 would spill for.
+// Blocks a multiprocessor must have registers for; 0: as the compiler likes. Left to itself it spills float64.
 template <class T>
-constexpr int MIN_BLOCKS = sizeof(T) == 8 ? 2 : 0;
+constexpr int FORWARD_BLOCKS = sizeof(T) == 8 ? 2 : sizeof(T) == 4 ? 4 : 0;
+template <class T>
+constexpr int BACKWARD_BLOCKS = sizeof(T) == 8 ? 2 : 0;
 
 // σ, and σ² where σ itself is not wanted, of a scale that was a T.
 template <class T, bool LOG_SCALE, class V>
@@ -102,11 +104,12 @@ struct Row {
 };
 
 template <class T, bool LOG_SCALE, bool WITH_Z, KL TO>
-__global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) forward_kernel(const Latent work, const int group) {
+__global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS<T>) forward_kernel(const Latent work, const int group) {
     using V = compute_t<T>;
     __shared__ SumStorage storage;
     const uint64_t seed = WITH_Z ? static_cast<uint64_t>(*work.seed) : 0;
     const V floor = work.free_bits > 0 ? static_cast<V>(work.free_bits) : -V(INFINITY);
+    const Bounds<V> bounds{static_cast<V>(work.low), static_cast<V>(work.high)};
     for_items(work.grid, group, [&](const Turn& turn) {
         Row<T, TO> row(work, turn, WITH_Z);
         T* const z = static_cast<T*>(work.z);
@@ -116,8 +119,12 @@ __global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) forward_kernel(const L
         double sum = 0;
         for_elements<VECTOR<T>>(turn, row.end, row.head, row.vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
-            const Values<V, N> mu = load<N>(row.mu + j), scale = load<N>(row.scale + j);
-            Values<V, N> std;
+            const Values<V, N> mu = load<N>(row.mu + j);
+            Values<V, N> scale = load<N>(row.scale + j), std;
+            if (LOG_SCALE && work.clamp) {
+#pragma unroll
+                for (int k = 0; k < N; ++k) scale.v[k] = clamped(scale.v[k], bounds);
+            }
 #pragma unroll
             for (int k = 0; k < N; ++k) std.v[k] = std_of_a<T, LOG_SCALE>(scale.v[k]);
             if constexpr (TO != WITHOUT) {
@@ -151,10 +158,11 @@ __global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) forward_kernel(const L
 
 // ∂mu = Σ g + c·∂kl/∂mu and ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale, Σ over samples; c is one number a row, or an element.
 template <class T, bool LOG_SCALE, bool WITH_Z, KL TO>
-__global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) backward_kernel(const Latent work, const int group) {
+__global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS<T>) backward_kernel(const Latent work, const int group) {
     using V = compute_t<T>;
     const uint64_t seed = WITH_Z ? static_cast<uint64_t>(*work.seed) : 0;
     const V floor = static_cast<V>(work.free_bits);
+    const Bounds<V> bounds{static_cast<V>(work.low), static_cast<V>(work.high)};
     for_items(work.grid, group, [&](const Turn& turn) {
         Row<T, TO> row(work, turn, WITH_Z);
         const T* const grad_z = static_cast<const T*>(work.grad_z);
@@ -181,8 +189,7 @@ __global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) backward_kernel(const 
         for_elements<VECTOR<T>>(turn, row.end, row.head, row.vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             // read before the noise is made, so that memory works meanwhile
-            const Values<V, N> scale = load<N>(row.scale + j);
-            Values<V, N> mu;
+            Values<V, N> scale = load<N>(row.scale + j), mu, std;
             if constexpr (TO != WITHOUT) mu = load<N>(row.mu + j);
             Values<V, N> of_mu{}, of_scale{};
             if constexpr (WITH_Z) {
@@ -197,7 +204,15 @@ __global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) backward_kernel(const 
                     }
                 }
             }
-            Values<V, N> std;
+            bool moved[N]{};  // by the clamp, or NaN: the value given is not kept, for want of registers
+            if (LOG_SCALE && work.clamp) {
+#pragma unroll
+                for (int k = 0; k < N; ++k) {
+                    const V within = clamped(scale.v[k], bounds);
+                    moved[k] = within != scale.v[k];
+                    scale.v[k] = within;
+                }
+            }
 #pragma unroll
             for (int k = 0; k < N; ++k) {
                 std.v[k] = std_of_a<T, LOG_SCALE>(scale.v[k]);
@@ -225,6 +240,10 @@ __global__ void __launch_bounds__(THREADS, MIN_BLOCKS<T>) backward_kernel(const 
                     store<N>(grad_prior_mu + row.flat + j, of_prior_mu);
                     store<N>(grad_prior_logvar + row.flat + j, of_prior_logvar);
                 }
+            }
+            if constexpr (LOG_SCALE) {
+#pragma unroll
+                for (int k = 0; k < N; ++k) of_scale.v[k] = moved[k] ? V{} : of_scale.v[k];
             }
             store<N>(grad_mu + row.flat + j, of_mu);
             store<N>(grad_scale + row.flat + j, of_scale);

@@ -122,15 +122,16 @@ int forward(const Latent& work, int64_t first, int64_t last) {
     T* const z = static_cast<T*>(work.z);
     T* const kl_out = static_cast<T*>(work.kl);
     const V floor = constant<V>(work.free_bits > 0 ? work.free_bits : -HUGE_VAL);
-    const bool by_element = work.by_element;
+    const Bounds<V> bounds{constant<V>(work.low), constant<V>(work.high)};
+    const bool by_element = work.by_element, clamp = LOG_SCALE && work.clamp;
     const int64_t seed = WITH_Z ? *work.seed : 0;
     for (int64_t row = first; row < last; ++row) {
         double row_sum = 0;
         for_tiles<T, LOG_SCALE, WITH_PRIOR>(work, row, [&](const auto& tile) FASTVAE_LAMBDA {
             V tile_sum{};
             walk<T>(tile.count, [&](auto access, int j, int n) FASTVAE_LAMBDA {
-                const V scale = access.get(tile.scale + j, n);
-                V var;
+                V scale = access.get(tile.scale + j, n), var;
+                if (clamp) scale = clamped(scale, bounds);
                 if constexpr (WITH_Z) {
                     const V std = std_of<LOG_SCALE>(scale);
                     store(std_tile + j, std);
@@ -170,7 +171,8 @@ int backward(const Latent& work, int64_t first, int64_t last) {
     alignas(32) float buffer[PADDED + WORDS];
     alignas(32) Scalar g[TILE + WORDS], g_epsilon[TILE + WORDS];
     const V half = constant<V>(0.5), floor = constant<V>(work.free_bits);
-    const bool floored = work.free_bits > 0;
+    const Bounds<V> bounds{constant<V>(work.low), constant<V>(work.high)};
+    const bool floored = work.free_bits > 0, clamp = LOG_SCALE && work.clamp;
     const int64_t seed = WITH_Z ? *work.seed : 0;
     const T* const grad_z = static_cast<const T*>(work.grad_z);
     for (int64_t row = first; row < last; ++row) {
@@ -195,7 +197,8 @@ int backward(const Latent& work, int64_t first, int64_t last) {
             }
             walk<T>(tile.count, [&](auto access, int j, int n) FASTVAE_LAMBDA {
                 const int64_t at = tile.flat + j;
-                const V mu = access.get(tile.mu + j, n), scale = access.get(tile.scale + j, n);
+                const V mu = access.get(tile.mu + j, n), given = access.get(tile.scale + j, n);
+                const V scale = clamp ? clamped(given, bounds) : given;
                 const V std = std_of<LOG_SCALE>(scale);
                 V grad_mu{}, grad_scale{};
                 if constexpr (WITH_Z) {
@@ -215,6 +218,7 @@ int backward(const Latent& work, int64_t first, int64_t last) {
                         access.put(static_cast<T*>(work.grad_prior_logvar) + at, n, kl.prior_logvar);
                     }
                 }
+                if (clamp) grad_scale = scale == given ? grad_scale : V{};
                 access.put(static_cast<T*>(work.grad_mu) + at, n, grad_mu);
                 access.put(static_cast<T*>(work.grad_scale) + at, n, grad_scale);
             });

@@ -1,5 +1,5 @@
 // The primitives on a CPU: picks the loops for this processor, runs them, adds the sums of rows up. Rows are added in
-// order, whatever thread summed them: the same bits for any number of threads.
+// one order, whatever thread summed them: the same bits for any number of threads.
 #include "spans.h"
 
 #include <algorithm>
@@ -84,16 +84,17 @@ class Sums {
     explicit Sums(int64_t rows) : rows_(rows), large_(rows > FEW ? new double[rows] : nullptr) {}
     double* data() { return large_ ? large_.get() : few_; }
 
-    double total() {
-        double total = 0;
-        for (int64_t row = 0; row < rows_; ++row) total += data()[row];
-        return total;
+    // Σ of `count` numbers, added in pairs: one after the other, thousands lose more in float64 than eager's sum does.
+    static double sum(const double* numbers, int64_t count) {
+        if (count <= 2) return count == 0 ? 0 : count == 1 ? numbers[0] : numbers[0] + numbers[1];
+        const int64_t half = count / 2;
+        return sum(numbers, half) + sum(numbers + half, count - half);
     }
 
     // Writes the loss and returns it where it is one number.
     double finish(Reduction reduction, double weight, int type, void* loss) {
         const int64_t count = reduction == EXAMPLE ? rows_ : 1;
-        const double value = reduction == EXAMPLE ? 0 : total() * weight;
+        const double value = reduction == EXAMPLE ? 0 : sum(data(), rows_) * weight;
         for (int64_t k = 0; k < count; ++k) put(type, loss, k, reduction == EXAMPLE ? data()[k] : value);
         return value;
     }

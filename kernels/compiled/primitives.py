@@ -73,15 +73,15 @@ class Compiled(Primitives):
     def fill_latent(self, work: Latent, z: Tensor | None, kl: Tensor | None) -> None:
         queue, _held = self.queue(work.like, kl is not None and work.reduction != "none")
         self.native.latent_forward(
-            TYPES[work.like.dtype], work.log_scale, work.free_bits, work.rows, work.cols, *work.places,
-            address(work.seed), work.samples, address(z), REDUCTIONS[work.reduction], address(kl), *queue,
+            TYPES[work.like.dtype], work.log_scale, work.low, work.high, work.free_bits, work.rows, work.cols,
+            *work.places, address(work.seed), work.samples, address(z), REDUCTIONS[work.reduction], address(kl), *queue,
         )  # fmt: skip
 
     def fill_latent_gradients(self, work: Latent, grad_z: Tensor | None, gradients: list[Tensor]) -> None:
         of_prior = (gradients[2].data_ptr(), gradients[3].data_ptr()) if len(gradients) > 2 else (0, 0)
         self.native.latent_backward(
-            TYPES[gradients[0].dtype], work.log_scale, work.free_bits, work.rows, work.cols, *work.places,
-            0 if work.seed is None else work.seed.data_ptr(), work.samples,
+            TYPES[gradients[0].dtype], work.log_scale, work.low, work.high, work.free_bits, work.rows, work.cols,
+            *work.places, 0 if work.seed is None else work.seed.data_ptr(), work.samples,
             0 if grad_z is None else grad_z.data_ptr(), REDUCTIONS[work.reduction],
             0 if work.upstream is None else work.upstream.data_ptr(), work.upstream_stride, work.by_element,
             gradients[0].data_ptr(), gradients[1].data_ptr(), *of_prior, *self.queue(gradients[0], 0)[0],
@@ -94,7 +94,8 @@ class Compiled(Primitives):
         outside: int = self.native.elbo_forward(
             CODES[data.likelihood], data.parameter, TYPES[recon.dtype], TYPES[target.dtype], data.rows, data.cols,
             *data.places, 0 if data.grad is None else data.grad.data_ptr(),
-            TYPES[latent.tensors[0].dtype], latent.log_scale, latent.free_bits, latent.cols, *latent.places, beta,
-            REDUCTIONS[data.reduction], TYPES[loss.dtype], loss.data_ptr(), nll.data_ptr(), kl.data_ptr(), *queue,
+            TYPES[latent.tensors[0].dtype], latent.log_scale, latent.low, latent.high, latent.free_bits, latent.cols,
+            *latent.places, beta, REDUCTIONS[data.reduction], TYPES[loss.dtype], loss.data_ptr(), nll.data_ptr(),
+            kl.data_ptr(), *queue,
         )  # fmt: skip
         return outside

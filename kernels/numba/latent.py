@@ -45,6 +45,36 @@ def _std_of_std(std):
     return std
 
 
+@exact
+def clamped(logvar, low, high):
+    """logvar within [low, high]; NaN where it is."""
+    logvar = low if logvar < low else logvar
+    return high if logvar > high else logvar
+
+
+@exact
+def _slope_logvar(std, precision):
+    half, one = constant(0.5, std), constant(1.0, std)
+    return half * (std * std * precision - one)
+
+
+@exact
+def _slope_std(std, precision):
+    return std * precision - std / (constant(STD_EPS, std) + std * std)
+
+
+@exact
+def kl_gradients(c, d, std, slope, precision):
+    """The gradients of the KL of one element in mu, scale, prior_mu and prior_logvar, times c.
+
+    In this order, and not in one that a compiler chooses: c·d may leave the range, and the precision bring it back.
+    The last is infinite wherever the KL is, so that a sum of several is alike on every backend.
+    """
+    half, one = constant(0.5, d), constant(1.0, d)
+    grad_mu = c * (d * precision)
+    return grad_mu, c * slope, -grad_mu, half * c * (one - (std * std + d * d) * precision)
+
+
 def kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var):
     """KL of one element, nats."""
     raise NotImplementedError("only inside compiled code")
@@ -52,6 +82,11 @@ def kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var):
 
 def std_of(log_scale, scale):
     """σ of one element."""
+    raise NotImplementedError("only inside compiled code")
+
+
+def slope_of(log_scale, std, precision):
+    """∂kl/∂scale of one element."""
     raise NotImplementedError("only inside compiled code")
 
 
@@ -69,9 +104,15 @@ def _std_of(log_scale, scale):
     return lambda log_scale, scale: std(scale)
 
 
+@inlined(slope_of)
+def _slope_of(log_scale, std, precision):
+    slope = _slope_logvar if log_scale.literal_value else _slope_std
+    return lambda log_scale, std, precision: slope(std, precision)
+
+
 @functools.cache
 def forward(
-    dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool
+    dtype: int, log_scale: int, clamp: bool, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool
 ) -> Callable[..., int]:
     """z and, for each row, Σ kl in float64; or kl elementwise if ``by_element``."""
     sources = cache.STAMP
@@ -79,13 +120,14 @@ def forward(
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def kernel(
         first, last, cols, total, mu_ptr, mu_stride, scale_ptr, scale_stride, prior_mu_ptr, prior_mu_stride,
-        prior_logvar_ptr, prior_logvar_stride, seed, samples, z_ptr, kl_ptr, free_bits
+        prior_logvar_ptr, prior_logvar_stride, seed, samples, z_ptr, kl_ptr, free_bits, low, high
     ):  # fmt: skip
         sources  # noqa: B018
         tile = np.empty(PADDED, np.float32)
         tile_ptr = np.int64(tile.ctypes.data)
         zero = constant(0.0, load(dtype, mu_ptr, 0))
         one, floor = constant(1.0, zero), constant(free_bits, zero)
+        lowest, highest = constant(low, zero), constant(high, zero)
         for row in range(first, last):
             mu_row, scale_row, flat = row * mu_stride, row * scale_stride, row * cols
             end = min(cols, total - flat)
@@ -97,7 +139,8 @@ def forward(
                         offset = fill(seed, z, count, tile_ptr)
                         for j in range(count):
                             mu = load(dtype, mu_ptr, mu_row + start + j)
-                            std = std_of(log_scale, load(dtype, scale_ptr, scale_row + start + j))
+                            scale = load(dtype, scale_ptr, scale_row + start + j)
+                            std = std_of(log_scale, clamped(scale, lowest, highest) if clamp else scale)
                             epsilon = constant(load(FLOAT32, tile_ptr, offset + j), zero)
                             store(dtype, z_ptr, z + j, mu + std * epsilon)
             if with_kl:
@@ -108,6 +151,7 @@ def forward(
                     for j in range(start, min(start + TILE, end)):
                         mu = load(dtype, mu_ptr, mu_row + j)
                         scale = load(dtype, scale_ptr, scale_row + j)
+                        scale = clamped(scale, lowest, highest) if clamp else scale
                         if with_prior:
                             prior_mu = load(dtype, prior_mu_ptr, prior_mu_row + j)
                             prior_logvar = load(dtype, prior_logvar_ptr, prior_logvar_row + j)
@@ -130,7 +174,7 @@ def forward(
 
 @functools.cache
 def backward(
-    dtype: int, log_scale: int, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool
+    dtype: int, log_scale: int, clamp: bool, with_prior: bool, with_z: bool, with_kl: bool, by_element: bool
 ) -> Callable[..., int]:
     """∂mu = Σ g + c·∂kl/∂mu and ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale; c is one number a row, or an element."""
     sources, c_type = cache.STAMP, dtype if by_element else FLOAT64 if dtype == FLOAT64 else FLOAT32
@@ -139,16 +183,12 @@ def backward(
     def kernel(
         first, last, cols, total, grad_z_ptr, c_ptr, c_stride, weight, mu_ptr, mu_stride, scale_ptr, scale_stride,
         prior_mu_ptr, prior_mu_stride, prior_logvar_ptr, prior_logvar_stride, seed, samples, free_bits,
-        grad_mu_ptr, grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr
+        low, high, grad_mu_ptr, grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr
     ):  # fmt: skip
         sources  # noqa: B018
         zero = constant(0.0, load(dtype, mu_ptr, 0))
-        one, half, floor, eps = (
-            constant(1.0, zero),
-            constant(0.5, zero),
-            constant(free_bits, zero),
-            constant(STD_EPS, zero),
-        )
+        one, half, floor = constant(1.0, zero), constant(0.5, zero), constant(free_bits, zero)
+        lowest, highest = constant(low, zero), constant(high, zero)
         tile, g, g_epsilon = np.empty(PADDED, np.float32), np.empty(TILE, type(zero)), np.empty(TILE, type(zero))
         tile_ptr = np.int64(tile.ctypes.data)
         for row in range(first, last):
@@ -171,7 +211,8 @@ def backward(
                             g_epsilon[j] = product if sample == 0 else g_epsilon[j] + product
                 for j in range(count):
                     mu = load(dtype, mu_ptr, mu_row + start + j)
-                    scale = load(dtype, scale_ptr, scale_row + start + j)
+                    given = load(dtype, scale_ptr, scale_row + start + j)
+                    scale = clamped(given, lowest, highest) if clamp else given
                     grad_mu = grad_scale = zero
                     std = std_of(log_scale, scale)
                     if with_z:
@@ -179,7 +220,6 @@ def backward(
                         grad_scale = half * g_epsilon[j] * std if log_scale else g_epsilon[j]
                     if with_kl:
                         c = load(c_type, c_ptr, row * c_stride + start + j) if by_element else row_c
-                        var = std * std
                         prior_mu, prior_logvar, precision = zero, zero, one
                         if with_prior:
                             prior_mu = load(dtype, prior_mu_ptr, prior_mu_row + start + j)
@@ -189,13 +229,17 @@ def backward(
                         if floor > zero:
                             kl = kl_element(log_scale, mu, scale, prior_mu, prior_logvar, precision)
                             c = zero if kl < floor else c
-                        slope = half * (var * precision - one) if log_scale else std * precision - std / (eps + var)
-                        grad_mu += c * (d * precision)
-                        grad_scale += c * slope
+                        by_mu, by_scale, by_prior_mu, by_prior_logvar = kl_gradients(
+                            c, d, std, slope_of(log_scale, std, precision), precision
+                        )
+                        grad_mu += by_mu
+                        grad_scale += by_scale
                         if with_prior:
                             at = flat + start + j
-                            store(dtype, grad_prior_mu_ptr, at, -c * (d * precision))
-                            store(dtype, grad_prior_logvar_ptr, at, half * c * (one - (var + d * d) * precision))
+                            store(dtype, grad_prior_mu_ptr, at, by_prior_mu)
+                            store(dtype, grad_prior_logvar_ptr, at, by_prior_logvar)
+                    if clamp:
+                        grad_scale = grad_scale if scale == given else zero
                     store(dtype, grad_mu_ptr, flat + start + j, grad_mu)
                     store(dtype, grad_scale_ptr, flat + start + j, grad_scale)
         return 0 * (tile.size + g.size + g_epsilon.size)

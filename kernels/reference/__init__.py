@@ -26,6 +26,8 @@ def elbo_forward(
     likelihood: str,
     parameter: float,
     log_scale: bool,
+    low: float,
+    high: float,
     beta: float,
     free_bits: float,
     reduction: str,
@@ -35,6 +37,7 @@ def elbo_forward(
         recon, target, likelihood=likelihood, parameter=parameter, reduction=reduction, with_gradient=with_gradient
     )
     (kl,) = latent_forward(
-        mu, scale, None, None, None, log_scale=log_scale, samples=0, free_bits=free_bits, reduction=reduction
-    )
+        mu, scale, None, None, None, log_scale=log_scale, low=low, high=high, samples=0, free_bits=free_bits,
+        reduction=reduction,
+    )  # fmt: skip
     return [(nll + beta * kl).to(nll.dtype), nll, kl, *gradient]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,11 @@ def kl_elements(
     return kl.clamp(min=free_bits) if free_bits > 0 else kl
 
 
+def clamped(scale: Tensor, low: float, high: float) -> Tensor:
+    """logvar within [low, high], with no gradient outside; untouched where neither bounds it."""
+    return scale.clamp(low, high) if low > -math.inf or high < math.inf else scale
+
+
 def sample_shape(mu: Tensor, samples: int) -> torch.Size:
     """Shape of z: that of ``mu``, with ``samples`` in front unless it is 0."""
     return torch.Size((samples, *mu.shape)) if samples else mu.shape
@@ -44,20 +51,24 @@ def gaussian_kl(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     log_scale: bool,
+    low: float,
+    high: float,
     free_bits: float,
     reduction: str,
 ) -> Tensor:
     dtype = accumulator(mu.dtype)
     p_mu, p_logvar = _cast(prior_mu, dtype), _cast(prior_logvar, dtype)
-    elements = kl_elements(mu.to(dtype), scale.to(dtype), p_mu, p_logvar, log_scale, free_bits)
+    s = clamped(scale.to(dtype), low, high)
+    elements = kl_elements(mu.to(dtype), s, p_mu, p_logvar, log_scale, free_bits)
     return reduce(elements, reduction, mu.dtype)
 
 
-def sample(mu: Tensor, scale: Tensor, seed: Tensor, log_scale: bool, samples: int) -> Tensor:
+def sample(mu: Tensor, scale: Tensor, seed: Tensor, log_scale: bool, low: float, high: float, samples: int) -> Tensor:
     """Draw z = mu + σ·ε (Kingma & Welling 2014, eq. 10)."""
     dtype = accumulator(mu.dtype)
     epsilon = noise(seed, sample_shape(mu, samples)).to(dtype)
-    std = torch.exp(0.5 * scale.to(dtype)) if log_scale else scale.to(dtype)
+    s = clamped(scale.to(dtype), low, high)
+    std = torch.exp(0.5 * s) if log_scale else s
     return (mu.to(dtype) + std * epsilon).to(mu.dtype).contiguous()
 
 
@@ -69,15 +80,18 @@ def latent_forward(
     prior_logvar: Tensor | None,
     *,
     log_scale: bool,
+    low: float,
+    high: float,
     samples: int,
     free_bits: float,
     reduction: str,
 ) -> list[Tensor]:
     outputs = []
     if seed is not None:
-        outputs.append(sample(mu, scale, seed, log_scale, samples))
+        outputs.append(sample(mu, scale, seed, log_scale, low, high, samples))
     if reduction:
-        outputs.append(gaussian_kl(mu, scale, prior_mu, prior_logvar, log_scale, free_bits, reduction).contiguous())
+        kl = gaussian_kl(mu, scale, prior_mu, prior_logvar, log_scale, low, high, free_bits, reduction)
+        outputs.append(kl.contiguous())
     return outputs
 
 
@@ -91,12 +105,15 @@ def latent_backward(
     prior_logvar: Tensor | None,
     *,
     log_scale: bool,
+    low: float,
+    high: float,
     samples: int,
     free_bits: float,
     reduction: str,
 ) -> list[Tensor]:
     dtype = accumulator(mu.dtype)
-    m, s = mu.to(dtype), scale.to(dtype)
+    m, given = mu.to(dtype), scale.to(dtype)
+    s = clamped(given, low, high)
     grad_mu, grad_scale = torch.zeros_like(m), torch.zeros_like(s)
     grad_priors: list[Tensor] = []
     if grad_z is not None and seed is not None:
@@ -123,4 +140,6 @@ def latent_backward(
             grad_priors = [-c * (d * precision), 0.5 * c * (1 - (var + d * d) * precision)]
     elif prior_mu is not None:
         grad_priors = [torch.zeros_like(m), torch.zeros_like(m)]
+    if s is not given:
+        grad_scale = torch.where(s == given, grad_scale, 0.0)
     return [g.to(mu.dtype).contiguous() for g in (grad_mu, grad_scale, *grad_priors)]

@@ -51,6 +51,7 @@ def _latent_plan(work: Latent, with_z: bool) -> tuple[Launch, dict[str, Any]]:
         "PRIOR": work.prior,
         "SAMPLE": sample,
         "FREE_BITS": work.free_bits > 0,
+        "CLAMP": work.clamp,
         "DIVIDE": divide,
         "QUADS": (work.rows == 1 and sample < 2) or work.cols % 4 == 0,
         "ROWS": tiles.rows,
@@ -117,8 +118,8 @@ class Triton(Primitives):
         out = kl if kl is None or by_element else _partials(work, tiles, kl)
         run(
             latent.forward, tiles.programs, mu, *[*work.tensors, mu, mu][:4],
-            *(mu if t is None else t for t in (work.seed, z, out)), work.free_bits, work.rows, work.cols, cols(mu),
-            *work.strides, work.samples, tiles.steps, tiles.chunks, **constants,
+            *(mu if t is None else t for t in (work.seed, z, out)), work.free_bits, work.low, work.high, work.rows,
+            work.cols, cols(mu), *work.strides, work.samples, tiles.steps, tiles.chunks, **constants,
             KL="" if kl is None else "elements" if by_element else "sum",
         )  # fmt: skip
         if kl is not None and out is not None:
@@ -132,8 +133,8 @@ class Triton(Primitives):
         run(
             latent.backward, tiles.programs, mu, *(mu if t is None else t for t in (grad_z, upstream)),
             *[*work.tensors, mu, mu][:4], mu if work.seed is None else work.seed, *[*gradients, mu, mu][:4],
-            work.free_bits, work.weight, work.rows, work.cols, cols(mu), work.upstream_stride, *work.strides,
-            work.samples, tiles.steps, tiles.chunks, **constants,
+            work.free_bits, work.low, work.high, work.weight, work.rows, work.cols, cols(mu),
+            work.upstream_stride, *work.strides, work.samples, tiles.steps, tiles.chunks, **constants,
             KL="" if upstream is None else "elements" if work.by_element else "rows",
         )  # fmt: skip
 
@@ -145,11 +146,11 @@ class Triton(Primitives):
             elbo.forward, tiles.programs + latent_tiles.programs, recon,
             *data.tensors, recon if data.grad is None else data.grad, partials[0], _parameter(data), data.weight,
             data.rows, data.cols, *data.strides, tiles.steps, tiles.chunks, tiles.programs,
-            *latent.tensors, partials[1], latent.free_bits, latent.rows, latent.cols, cols(latent.like),
-            *latent.strides, latent_tiles.steps, latent_tiles.chunks,
+            *latent.tensors, partials[1], latent.free_bits, latent.low, latent.high, latent.rows, latent.cols,
+            cols(latent.like), *latent.strides, latent_tiles.steps, latent_tiles.chunks,
             LIKELIHOOD=data.likelihood, WITH_GRADIENT=data.grad is not None, ROWS=tiles.rows, BLOCK=tiles.block,
             LATENT_ROWS=latent_tiles.rows, LATENT_BLOCK=latent_tiles.block, num_warps=tiles.warps,
-            **{name: constants[name] for name in ("LOG_SCALE", "FREE_BITS", "DIVIDE")},
+            **{name: constants[name] for name in ("LOG_SCALE", "FREE_BITS", "CLAMP", "DIVIDE")},
         )  # fmt: skip
         count = losses[0].numel()
         counts = [sums.numel() // count for sums in partials]

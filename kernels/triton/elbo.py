@@ -12,11 +12,11 @@ from . import latent, reconstruction
 def forward(
     recon_ptr, target_ptr, grad_ptr, nll_partials_ptr, parameter: tl.float64, weight: tl.float64, rows: tl.int64,
     cols: tl.int64, recon_stride: tl.int64, target_stride: tl.int64, steps, chunks, programs, mu_ptr, scale_ptr,
-    kl_partials_ptr, free_bits: tl.float64, latent_rows: tl.int64, latent_cols: tl.int64, inner: tl.int64,
-    mu_stride: tl.int64, scale_stride: tl.int64, latent_steps, latent_chunks,
+    kl_partials_ptr, free_bits: tl.float64, low: tl.float64, high: tl.float64, latent_rows: tl.int64,
+    latent_cols: tl.int64, inner: tl.int64, mu_stride: tl.int64, scale_stride: tl.int64, latent_steps, latent_chunks,
     LIKELIHOOD: tl.constexpr, WITH_GRADIENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    LOG_SCALE: tl.constexpr, FREE_BITS: tl.constexpr, DIVIDE: tl.constexpr, LATENT_ROWS: tl.constexpr,
-    LATENT_BLOCK: tl.constexpr,
+    LOG_SCALE: tl.constexpr, FREE_BITS: tl.constexpr, CLAMP: tl.constexpr, DIVIDE: tl.constexpr,
+    LATENT_ROWS: tl.constexpr, LATENT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < programs:
@@ -27,6 +27,6 @@ def forward(
     else:
         latent.forward_tiles(
             program - programs, mu_ptr, scale_ptr, mu_ptr, mu_ptr, mu_ptr, mu_ptr, kl_partials_ptr, free_bits,
-            latent_rows, latent_cols, inner, mu_stride, scale_stride, 0, 0, 0, latent_steps, latent_chunks,
-            LOG_SCALE, False, 0, "sum", FREE_BITS, DIVIDE, False, LATENT_ROWS, LATENT_BLOCK,
+            low, high, latent_rows, latent_cols, inner, mu_stride, scale_stride, 0, 0, 0, latent_steps, latent_chunks,
+            LOG_SCALE, False, 0, "sum", FREE_BITS, CLAMP, DIVIDE, False, LATENT_ROWS, LATENT_BLOCK,
         )  # fmt: skip

@@ -51,6 +51,13 @@ def epsilon(
 
 
 @triton.jit
+def clamped(logvar, low, high):
+    """logvar within [low, high]; NaN where it is."""
+    logvar = tl.where(logvar < low, low, logvar)
+    return tl.where(logvar > high, high, logvar)
+
+
+@triton.jit
 def kl_element(
     mu, scale, d, prior_logvar, precision, NARROW: tl.constexpr, LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr
 ):
@@ -65,11 +72,11 @@ def kl_element(
 
 @triton.jit
 def forward_walk(
-    mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, z_ptr, kl_ptr, free_bits, row, start, rows, cols, inner,
-    mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
+    mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, z_ptr, kl_ptr, free_bits, low, high, row, start,
+    rows, cols, inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
     LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
-    DIVIDE: tl.constexpr, QUADS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    dtype: tl.constexpr,
+    CLAMP: tl.constexpr, DIVIDE: tl.constexpr, QUADS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """Writes z and elementwise KL; returns Σ KL of each row over this program's columns, [ROWS]."""
     NARROW: tl.constexpr = mu_ptr.dtype.element_ty != dtype
@@ -79,6 +86,8 @@ def forward_walk(
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
         mu = fetch(mu_ptr, places(row, start, mu_stride, inner, ROWS, BLOCK, DIVIDE), mask, dtype, MASKED)
         scale = fetch(scale_ptr, places(row, start, scale_stride, inner, ROWS, BLOCK, DIVIDE), mask, dtype, MASKED)
+        if CLAMP:
+            scale = clamped(scale, low, high)
         here = places(row, start, cols, inner, ROWS, BLOCK, False)
         if SAMPLE == 1:
             std = exp(0.5 * scale) if LOG_SCALE else scale
@@ -111,29 +120,30 @@ def forward_walk(
 
 @triton.jit
 def forward_tiles(
-    program, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, z_ptr, kl_ptr, free_bits, rows, cols, inner,
-    mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps, chunks,
+    program, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, z_ptr, kl_ptr, free_bits, low, high, rows,
+    cols, inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps, chunks,
     LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
-    DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLAMP: tl.constexpr, DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program's share; Σ KL goes to ``kl[row, chunk]``."""
     dtype: tl.constexpr = tl.float64 if mu_ptr.dtype.element_ty == tl.float64 else tl.float32
     free_bits = tl.full((1, 1), free_bits, dtype)
+    low, high = tl.full((1, 1), low, dtype), tl.full((1, 1), high, dtype)
     seed = tl.load(seed_ptr) if SAMPLE else 0
     row = (program // chunks).to(tl.int64) * ROWS
     chunk = program % chunks
     start = chunk.to(tl.int64) * steps * BLOCK
     if whole_or_masked(row, start, rows, cols, steps, ROWS, BLOCK):
         sums = forward_walk(
-            mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, z_ptr, kl_ptr, free_bits, row, start, rows, cols,
-            inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
-            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, DIVIDE, QUADS, False, ROWS, BLOCK, dtype,
+            mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, z_ptr, kl_ptr, free_bits, low, high, row, start,
+            rows, cols, inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
+            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, CLAMP, DIVIDE, QUADS, False, ROWS, BLOCK, dtype,
         )  # fmt: skip
     else:
         sums = forward_walk(
-            mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, z_ptr, kl_ptr, free_bits, row, start, rows, cols,
-            inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
-            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, DIVIDE, QUADS, True, ROWS, BLOCK, dtype,
+            mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, z_ptr, kl_ptr, free_bits, low, high, row, start,
+            rows, cols, inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
+            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, CLAMP, DIVIDE, QUADS, True, ROWS, BLOCK, dtype,
         )  # fmt: skip
     if KL == "sum":
         at = row + tl.arange(0, ROWS)
@@ -142,28 +152,28 @@ def forward_tiles(
 
 @triton.jit(do_not_specialize=["samples", "chunks", "steps"])
 def forward(
-    mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, z_ptr, kl_ptr, free_bits: tl.float64, rows: tl.int64,
-    cols: tl.int64, inner: tl.int64, mu_stride: tl.int64, scale_stride: tl.int64, prior_mu_stride: tl.int64,
-    prior_logvar_stride: tl.int64, samples, steps, chunks,
+    mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, z_ptr, kl_ptr, free_bits: tl.float64, low: tl.float64,
+    high: tl.float64, rows: tl.int64, cols: tl.int64, inner: tl.int64, mu_stride: tl.int64, scale_stride: tl.int64,
+    prior_mu_stride: tl.int64, prior_logvar_stride: tl.int64, samples, steps, chunks,
     LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
-    DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLAMP: tl.constexpr, DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """SAMPLE: 0 for no z, 1 for z as ``mu``, 2 for ``samples`` of them. KL: "", "elements", or "sum" to partials."""
     forward_tiles(
-        tl.program_id(0), mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, z_ptr, kl_ptr, free_bits, rows,
-        cols, inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps, chunks,
-        LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, DIVIDE, QUADS, ROWS, BLOCK,
+        tl.program_id(0), mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, z_ptr, kl_ptr, free_bits, low,
+        high, rows, cols, inner, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps, chunks,
+        LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, CLAMP, DIVIDE, QUADS, ROWS, BLOCK,
     )  # fmt: skip
 
 
 @triton.jit
 def backward_walk(
     grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, grad_mu_ptr, grad_scale_ptr,
-    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, weight, row, start, rows, cols, inner, grad_kl_stride,
-    mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
+    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, low, high, weight, row, start, rows, cols, inner,
+    grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
     LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
-    DIVIDE: tl.constexpr, QUADS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    dtype: tl.constexpr,
+    CLAMP: tl.constexpr, DIVIDE: tl.constexpr, QUADS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     NARROW: tl.constexpr = mu_ptr.dtype.element_ty != dtype
     TOGETHER: tl.constexpr = 2 if NARROW and BLOCK >= 8 else 1
@@ -174,6 +184,9 @@ def backward_walk(
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
         mu = fetch(mu_ptr, places(row, start, mu_stride, inner, ROWS, BLOCK, DIVIDE), mask, dtype, MASKED)
         scale = fetch(scale_ptr, places(row, start, scale_stride, inner, ROWS, BLOCK, DIVIDE), mask, dtype, MASKED)
+        if CLAMP:
+            given = scale
+            scale = clamped(given, low, high)
         here = places(row, start, cols, inner, ROWS, BLOCK, False)
         grad_mu = tl.zeros((ROWS, BLOCK), dtype)
         grad_scale = tl.zeros((ROWS, BLOCK), dtype)
@@ -221,6 +234,8 @@ def backward_walk(
                     grad_scale += upstream * 0.5 * (var - 1.0)
                 else:
                     grad_scale += upstream * (std - std * reciprocal(var + STD_EPS))
+        if CLAMP:
+            grad_scale = tl.where(scale == given, grad_scale, 0.0)
         tl.store(grad_mu_ptr + here, rounded(grad_mu, grad_mu_ptr.dtype.element_ty), mask)
         tl.store(grad_scale_ptr + here, rounded(grad_scale, grad_scale_ptr.dtype.element_ty), mask)
         start += BLOCK
@@ -229,29 +244,31 @@ def backward_walk(
 @triton.jit(do_not_specialize=["samples", "chunks", "steps"])
 def backward(
     grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, grad_mu_ptr, grad_scale_ptr,
-    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits: tl.float64, weight: tl.float64, rows: tl.int64,
-    cols: tl.int64, inner: tl.int64, grad_kl_stride: tl.int64, mu_stride: tl.int64, scale_stride: tl.int64,
-    prior_mu_stride: tl.int64, prior_logvar_stride: tl.int64, samples, steps, chunks,
+    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits: tl.float64, low: tl.float64, high: tl.float64,
+    weight: tl.float64, rows: tl.int64, cols: tl.int64, inner: tl.int64, grad_kl_stride: tl.int64,
+    mu_stride: tl.int64, scale_stride: tl.int64, prior_mu_stride: tl.int64, prior_logvar_stride: tl.int64,
+    samples, steps, chunks,
     LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
-    DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLAMP: tl.constexpr, DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """∂mu = Σ g + c·∂kl/∂mu, ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale. KL: "", "rows" (one c a row) or "elements"."""
     dtype: tl.constexpr = tl.float64 if mu_ptr.dtype.element_ty == tl.float64 else tl.float32
     free_bits, weight = tl.full((1, 1), free_bits, dtype), tl.full((1, 1), weight, dtype)
+    low, high = tl.full((1, 1), low, dtype), tl.full((1, 1), high, dtype)
     seed = tl.load(seed_ptr) if SAMPLE else 0
     row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
     start = (tl.program_id(0) % chunks).to(tl.int64) * steps * BLOCK
     if whole_or_masked(row, start, rows, cols, steps, ROWS, BLOCK):
         backward_walk(
             grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, grad_mu_ptr,
-            grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, weight, row, start, rows, cols, inner,
-            grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
-            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, DIVIDE, QUADS, False, ROWS, BLOCK, dtype,
+            grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, low, high, weight, row, start, rows,
+            cols, inner, grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
+            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, CLAMP, DIVIDE, QUADS, False, ROWS, BLOCK, dtype,
         )  # fmt: skip
     else:
         backward_walk(
             grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, grad_mu_ptr,
-            grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, weight, row, start, rows, cols, inner,
-            grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
-            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, DIVIDE, QUADS, True, ROWS, BLOCK, dtype,
+            grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, low, high, weight, row, start, rows,
+            cols, inner, grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
+            LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, CLAMP, DIVIDE, QUADS, True, ROWS, BLOCK, dtype,
         )  # fmt: skip
