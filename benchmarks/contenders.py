@@ -136,7 +136,7 @@ def _draw(work: Work, device: str, number: int) -> _Inputs:
 def _inputs(work: Work, device: str) -> list[_Inputs]:
     """One set on a CPU. On a GPU so many that a set has left the L2 cache when its turn comes again."""
     count = 1
-    if torch.device(device).type == "cuda":
+    if torch.device(device).type == "cuda" and bytes_moved(work):
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         count = min(MAX_COPIES, math.ceil(4 * cache / bytes_moved(work)) + 1)
     return [_draw(work, device, number) for number in range(count)]

@@ -52,3 +52,7 @@ def elbo_loss(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Ten
 
 def elbo_loss_of_sigmoid(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     return bce_of_sigmoid(logits, target) + gaussian_kl(mu, logvar)
+
+
+def linear_bce(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    return bce_with_logits(F.linear(hidden, weight, bias), target)

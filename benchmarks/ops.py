@@ -53,6 +53,14 @@ def _latent(work: Work, generator: torch.Generator) -> list[Tensor]:
     return [_normal(shape, work, generator), _normal(shape, work, generator)]
 
 
+def _linear(work: Work, generator: torch.Generator) -> list[Tensor]:
+    rows, cols = work.shape
+    hidden = _normal((rows, work.hidden), work, generator)
+    weight = _normal((cols, work.hidden), work, generator) / math.sqrt(work.hidden)
+    bias = torch.zeros(cols, dtype=work.dtype, device=generator.device)
+    return [hidden, weight, bias, _target(work, generator)]
+
+
 OPS: dict[str, Op] = {
     "bce": Op(_probs, (0,), functional.bce, {"eager": eager.bce, "eager, clipped": eager.bce_clipped}),
     "bce_with_logits": Op(
@@ -70,12 +78,16 @@ OPS: dict[str, Op] = {
         lambda *args: functional.elbo_loss(*args).loss,
         {"eager": eager.elbo_loss, "eager, probabilities": eager.elbo_loss_of_sigmoid},
     ),
+    "linear_bce": Op(_linear, (0, 1, 2), functional.linear_bce, {"eager": eager.linear_bce}),
 }
 
 
 def bytes_moved(work: Work) -> int:
-    """Bytes no implementation can avoid: each input read once, each output written once. 0 for a training step."""
-    if work.op == TRAINING:
+    """Bytes no implementation can avoid: each input read once, each output written once.
+
+    0 for a training step and a layer: there, matrix products count.
+    """
+    if work.op == TRAINING or work.hidden:
         return 0
     data, latent = _elements(work)
     size, target = work.dtype.itemsize, (work.target or work.dtype).itemsize

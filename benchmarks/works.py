@@ -18,6 +18,7 @@ class Work(NamedTuple):
     target: torch.dtype | None = None  # None: as ``dtype``
     latent: int = 0  # columns of mu and logvar, where the op has data too
     backward: bool = True
+    hidden: int = 0  # inputs of the layer, where the op has one
 
     @property
     def direction(self) -> str:
@@ -36,7 +37,8 @@ class Work(NamedTuple):
         rows, cols = self.shape
         if self.op == TRAINING:
             return f"batch {rows}"
-        return f"{rows}×{cols}" + (f", latent {self.latent}" if self.latent else "")
+        more = {"latent": self.latent, "hidden": self.hidden}
+        return f"{rows}×{cols}" + "".join(f", {name} {size}" for name, size in more.items() if size)
 
     @property
     def title(self) -> str:
@@ -58,6 +60,7 @@ SHORT = (
 )
 #: 1.6 GB of float32 inputs; 1 GB of latents
 LARGE_DATA, LARGE_LATENT = (262_144, 784), (1_048_576, 128)
+LARGE_LAYER = Work("linear_bce", (65_536, 784), BF16, U8, hidden=512)
 
 
 def short(device: str) -> list[Work]:
@@ -66,6 +69,7 @@ def short(device: str) -> list[Work]:
         Work("bce_with_logits", LARGE_DATA),
         Work("bce_with_logits", LARGE_DATA, BF16, U8),
         Work("sample_with_kl", LARGE_LATENT),
+        LARGE_LAYER,
     )
     return [*SHORT, *(large if device == "cuda" else ())]
 
@@ -86,4 +90,6 @@ def full(device: str) -> list[Work]:
             works.append(Work("bce_with_logits", shape, BF16, U8, backward=backward))
         for op in ("sample_with_kl", "reparameterize", "gaussian_kl"):
             works += [Work(op, shape, dtype, backward=backward) for shape in latent for dtype in (F32, BF16)]
+    works += [Work("linear_bce", shape, dtype, hidden=512) for shape in data[:2] for dtype in (F32, BF16)]
+    works += [LARGE_LAYER] if device == "cuda" else []
     return works + [Work(TRAINING, (batch, 784), latent=20) for batch in batches]

@@ -11,3 +11,6 @@ def rescale(*args: float) -> None: ...
 
 class cuda:  # a submodule with the same functions, there if the extension was built with nvcc
     PARTIALS: int
+    ARCHS: str
+    @staticmethod
+    def versions() -> tuple[int, int]: ...

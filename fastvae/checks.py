@@ -180,6 +180,46 @@ def likelihood(value: object) -> str:
     return str(value)
 
 
+def linear(hidden: Tensor, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The three, in the dtype of autocast if that is on, if ``weight`` and ``bias`` are of a layer for ``hidden``."""
+    given = [("weight", weight), *([] if bias is None else [("bias", bias)])]
+    for name, value in given:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {_type(value)}")
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {_dtype(value)}")
+        if value.device != hidden.device:
+            raise ValueError(f"{name} must be on the device of hidden, {hidden.device}, got {value.device}")
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    if hidden.dim() < 2:
+        raise ValueError(f"hidden must have a batch dimension and one of features, [B, *, K], got {_shape(hidden)}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"weight must be [M, {hidden.shape[-1]}], as hidden ends with that, got {_shape(weight)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{len(weight)}], as weight begins with that, got {_shape(bias)}")
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    for name, value in given:
+        assert isinstance(value, Tensor)
+        if value.dtype != hidden.dtype:
+            raise TypeError(f"{name} must have the dtype of hidden, {_dtype(hidden)}, got {_dtype(value)}")
+    return hidden, weight, bias
+
+
+def chunk(value: object) -> int | None:
+    """``value`` if it is a number of examples, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"chunk must be an int or None, got {_type(value)}")
+    if value < 1:
+        raise ValueError(f"chunk must be at least 1 example, got {value}")
+    return int(value)
+
+
 def sample_count(value: object) -> int:
     """``samples`` as the primitives take it: 0 for None."""
     if value is None:

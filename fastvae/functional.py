@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import autograd, checks
+from . import autograd, checks, linear
 from .kernels import likelihoods
 from .random import draw_seed
 
@@ -422,6 +422,64 @@ def laplace_nll(
     tensor(3.3863)
     """
     return _with_parameter("loc", loc, target, "laplace", {"scale": scale, "log_scale": log_scale}, reduction)
+
+
+LINEAR_REDUCTIONS = ("example", "sum", "mean", "batchmean")
+
+
+def linear_bce(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    likelihood: str = "bernoulli_logits",
+    reduction: str = "batchmean",
+    chunk: int | None = None,
+) -> Tensor:
+    """A decoder's last layer and its loss: ``bce_with_logits(F.linear(hidden, weight, bias), target)``.
+
+    Logits and their gradient exist for ``chunk`` examples at a time, so that memory no longer grows with batch × data.
+    Values and gradients are those of the two calls, to rounding. Source of the term: :func:`bce_with_logits`.
+
+    Args:
+        hidden: inputs of the layer, ``[B, *, K]``; under autocast in its dtype.
+        weight: ``[M, K]``, in the dtype of ``hidden``, as ``torch.nn.Linear`` has it.
+        bias: ``[M]``, or None.
+        target: the data, ``[B, *, M]``; or uint8 meaning x/255.
+        likelihood: what the layer's outputs are, see :func:`elbo_loss`.
+        reduction: ``"batchmean"``, ``"sum"``, ``"mean"`` or ``"example"``.
+        chunk: examples at a time; None for as many as fit a cache, or keep a GPU busy.
+
+    Returns:
+        nats: ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not a tensor of a dtype named here, or ``chunk`` not an int.
+        ValueError: shapes, devices, likelihood or reduction do not fit. ``"none"`` does not: its result is as large as
+            what is avoided here.
+
+    Under ``torch.compile``, ``torch.func`` and where ``target`` requires grad, it is the two calls.
+
+    >>> hidden, layer, x = torch.randn(8, 400), torch.nn.Linear(400, 784), torch.rand(8, 784)
+    >>> loss = linear_bce(hidden, layer.weight, layer.bias, x)
+    >>> torch.allclose(loss, bce_with_logits(layer(hidden), x))
+    True
+    """
+    hidden = checks.tensor("hidden", hidden)
+    hidden, weight, bias = checks.linear(hidden, weight, bias)
+    outputs = hidden.new_empty(()).expand(*hidden.shape[:-1], len(weight))  # a shape without memory
+    target = checks.target(target, "the layer's output", outputs)
+    likelihood = checks.likelihood(likelihood)
+    if reduction == "none":
+        raise ValueError(
+            "reduction must be 'example', 'sum', 'mean' or 'batchmean' for linear_bce, got 'none': its result is as "
+            "large as the logits; call torch.nn.functional.linear and the term one by one"
+        )
+    reduction = checks.reduction(reduction, LINEAR_REDUCTIONS)
+    count = checks.chunk(chunk)
+    term = {"likelihood": likelihood, "parameter": likelihoods.DEFAULT_NUMBERS[likelihood], "reduction": reduction}
+    return linear.loss(hidden, weight, bias, target, term, count)
 
 
 _ELBO_REDUCTIONS = ("example", "sum", "batchmean")

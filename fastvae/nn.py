@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import checks, functional
@@ -26,6 +27,7 @@ __all__ = [
     "GaussianNLLLoss",
     "L1Loss",
     "LaplaceNLLLoss",
+    "LinearBCE",
     "MSELoss",
     "Reparameterize",
     "SampleWithKL",
@@ -42,6 +44,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     **dict.fromkeys(("var", "logvar", "scale", "log_scale"), lambda value: None),
     "beta": checks.beta,
     "likelihood": checks.likelihood,
+    "chunk": checks.chunk,
 }
 
 
@@ -255,3 +258,60 @@ class ELBOLoss(_Op):
         return functional.elbo_loss(
             recon, target, mu, logvar, std=std, likelihood_parameters=likelihood_parameters, **self.options
         )
+
+
+class LinearBCE(nn.Linear):
+    """:func:`fastvae.linear_bce` with a layer of its own: the end of a decoder and its loss.
+
+    It is a ``torch.nn.Linear`` whose ``forward`` takes the target too, so a checkpoint of the layer it replaces loads.
+
+    Args:
+        in_features: K.
+        out_features: M.
+        bias: whether there is one.
+        likelihood, reduction, chunk: see :func:`fastvae.linear_bce`.
+        device, dtype: see ``torch.nn.Linear``.
+
+    >>> end = LinearBCE(400, 784)
+    >>> hidden = torch.randn(8, 400)
+    >>> end(hidden, torch.rand(8, 784)).shape, end.recon(hidden).shape
+    (torch.Size([]), torch.Size([8, 784]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        likelihood: str = "bernoulli_logits",
+        reduction: str = "batchmean",
+        chunk: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.likelihood, self.reduction, self.chunk = checks.likelihood(likelihood), reduction, checks.chunk(chunk)
+        checks.reduction(reduction, functional.LINEAR_REDUCTIONS)
+
+    @classmethod
+    def of(cls, layer: nn.Linear, **options: Any) -> LinearBCE:
+        """One that shares the parameters of ``layer``: ``LinearBCE.of(decoder[-1])``."""
+        end = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta", **options)
+        end.weight, end.bias = layer.weight, layer.bias
+        return end.train(layer.training)
+
+    def forward(self, hidden: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        """``[B, *, K]`` and ``[B, *, M]`` → nats."""
+        return functional.linear_bce(
+            hidden, self.weight, self.bias, target,
+            likelihood=self.likelihood, reduction=self.reduction, chunk=self.chunk,
+        )  # fmt: skip
+
+    def recon(self, hidden: Tensor) -> Tensor:
+        """The layer's output, for sampling: ``[B, *, K]`` → ``[B, *, M]``."""
+        return super().forward(hidden)
+
+    def extra_repr(self) -> str:
+        options = f"likelihood={self.likelihood!r}, reduction={self.reduction!r}, chunk={self.chunk}"
+        return f"{super().extra_repr()}, {options}"
