@@ -39,10 +39,10 @@ def steps(output: Path, device: str, data: list[str]) -> Iterator[tuple[str, int
     for name, more in (("train", []), ("train-graph", ["--graph"])):
         run = ["--device", device, "--output", str(output / name), "--overwrite", *data, *more]
         yield name, 40, [python, "-m", "fastvae", "train", *run], {}
-    workers = ["-n", str(WORKERS)] if find_spec("xdist") else []
-    yield "op-table", 160, [*pytest, *workers, *TESTS, "-k", "not (gradcheck and torch)"], here
     results = ["--device", device, "--output", str(output / "gpu-results.json")]
     yield "measure", 200, [python, "-m", "fastvae", "bench", *results], {}
+    workers = ["-n", str(WORKERS)] if find_spec("xdist") else []
+    yield "op-table", 160, [*pytest, *workers, *TESTS, "-k", "not (gradcheck and torch)"], here
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer:
         for tool in ("memcheck", "racecheck", "initcheck"):

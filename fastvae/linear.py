@@ -19,7 +19,7 @@ from .kernels import reference
 from .kernels.layout import TOTAL_REDUCTIONS, accumulator, reduction_weight
 
 #: bytes of a chunk's outputs: what a core's cache holds beside its operands; enough work for a whole GPU
-CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
+CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 
 Term = dict[str, Any]  # likelihood, parameter, reduction
 

@@ -152,7 +152,7 @@ class WithTensor(Reconstruction):
         if self.tensor.kind == "row":
             self.parameter_sums = self.row_sums()
         elif self.tensor.kind == "column" and self.on_host:
-            self.columns = torch.zeros((self.pieces, self.cols), dtype=torch.float64)
+            self.columns = torch.zeros((self.pieces, self.cols), dtype=torch.float64, device=self.like.device)
         else:
             self.grad_parameter = self.grad.new_empty(self.grad.shape, dtype=ACCUMULATORS[self.grad.dtype])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -163,6 +164,20 @@ def test_channels_last(
                 tolerance = 1e-6 if backend == "torch" else 0
                 torch.testing.assert_close(grad, want_grad, rtol=tolerance, atol=tolerance)
                 assert grad.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_are_served_where_they_are_whatever_the_default_device(backend: str, op: str) -> None:
+    """On a GPU machine that default is often "cuda"; "meta", which has no memory, shows the same anywhere."""
+    inputs = [t.float() for t in OPS[op].inputs(3, 20)]
+    with fastvae.use_backend(backend):
+        for reduction in ("none", "example", "batchmean"):
+            call = functools.partial(OPS[op].call, reduction=reduction)
+            want, gradients = value_and_gradients(call, inputs, OPS[op].differentiable)
+            with torch.device("meta"):
+                got, others = value_and_gradients(call, inputs, OPS[op].differentiable)
+            assert all(torch.equal(a, b) for a, b in zip((want, *gradients), (got, *others), strict=True))
 
 
 @pytest.mark.parametrize("op", OPS)

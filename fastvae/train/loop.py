@@ -161,8 +161,8 @@ class Trainer:
     ) -> tuple[dict[str, float], float]:
         torch.manual_seed(_mix(self.config.seed, epoch, 0))
         count, total = 0, len(self.train.images)
-        generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch, 1))
-        order = torch.randperm(total, generator=generator).to(self.device)
+        generator = torch.Generator("cpu").manual_seed(_mix(self.config.seed, epoch, 1))
+        order = torch.randperm(total, generator=generator, device="cpu").to(self.device)
         self.model.train()
         sums = self.sums.zero_()
         start = shown = time.perf_counter()

@@ -38,7 +38,7 @@ class Numba(Primitives):
         """Σ nll of each row, and whether a value left [0, 1]."""
         recon, target = work.tensors
         types = IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype]
-        sums = torch.empty(work.rows, dtype=torch.float64)
+        sums = torch.empty(work.rows, dtype=torch.float64, device="cpu")
         flags = threads.run(
             reconstruction.forward_rows(*types, work.grad is not None), work.rows, work.cols, work.cols, work.total,
             *work.places, 0 if work.grad is None else work.grad.data_ptr(), sums.data_ptr(), work.parameter,
@@ -97,7 +97,7 @@ class Numba(Primitives):
     def fill_latent(self, work: Latent, z: Tensor | None, kl: Tensor | None) -> None:
         if kl is None or work.reduction == "none":
             return self._latent(work, z, kl)
-        sums = torch.empty(work.rows, dtype=torch.float64)
+        sums = torch.empty(work.rows, dtype=torch.float64, device="cpu")
         self._latent(work, z, sums)
         _finish(sums, work, kl)
 
@@ -115,14 +115,14 @@ class Numba(Primitives):
     def fill_elbo(self, data: Reconstruction, latent: Latent, beta: float, losses: list[Tensor]) -> int:
         loss, nll, kl = losses
         nll_sums, flags = self._nll_sums(data)
-        kl_sums = torch.empty(latent.rows, dtype=torch.float64)
+        kl_sums = torch.empty(latent.rows, dtype=torch.float64, device="cpu")
         latent.places += NO_PRIOR
         self._latent(latent, None, kl_sums)
         total = _finish(nll_sums, data, nll) + beta * _finish(kl_sums, latent, kl)
         if data.reduction == "example":
             loss.copy_(nll + beta * kl)
         elif abs(total) > torch.finfo(loss.dtype).max:  # where fill_ raises; the loss is infinite
-            loss.copy_(torch.tensor(total, dtype=torch.float64))
+            loss.copy_(torch.tensor(total, dtype=torch.float64, device="cpu"))
         else:
             loss.fill_(total)
         return flags

@@ -31,7 +31,7 @@ _madvise = _advise()
 
 def empty_like(tensor: Tensor, copies: int = 0) -> Tensor:
     """``layout.empty_like`` on the CPU, over huge pages where it is large; advice that is not taken changes nothing."""
-    fresh = torch.empty((copies, *tensor.shape) if copies else tensor.shape, dtype=tensor.dtype)
+    fresh = torch.empty((copies, *tensor.shape) if copies else tensor.shape, dtype=tensor.dtype, device="cpu")
     if _madvise is not None and fresh.nbytes >= LARGE:
         start = -(-fresh.data_ptr() // PAGE) * PAGE
         _madvise(start, (fresh.data_ptr() + fresh.nbytes - start) // PAGE * PAGE, HUGE_PAGE_ADVICE)
