@@ -54,7 +54,7 @@ sanitize: $(VENV)/installed
 	library=$$($(BIN)/python tests/cuda_emulator/build.py --sanitize) && \
 	FASTVAE_EMULATED_CUDA=$$library LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	FASTVAE_FUZZ=20000 FASTVAE_FUZZ_ON=cpp,cpp-baseline,cuda \
+	FASTVAE_FUZZ=20000 FASTVAE_FUZZ_ON=cpp,cpp-baseline,cpp-avx2,cuda \
 	$(BIN)/python -m pytest -p no:cacheprovider -k "(cpp or cuda or fuzz) and not compile and not export and not process" \
 	tests/test_ops.py tests/test_noise.py tests/test_autograd.py tests/test_edges.py tests/test_parameters.py tests/test_fuzz.py
 
@@ -62,7 +62,7 @@ sanitize: $(VENV)/installed
 FUZZ := $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_fuzz.py
 fuzz: fuzz-cpu fuzz-gpu
 fuzz-cpu: $(VENV)/installed
-	FASTVAE_FUZZ=145000 FASTVAE_FUZZ_ON=torch,numba,cpp,cpp-baseline $(FUZZ)
+	FASTVAE_FUZZ=145000 FASTVAE_FUZZ_ON=torch,numba,cpp,cpp-baseline,cpp-avx2 $(FUZZ)
 fuzz-gpu: $(VENV)/installed
 	library=$$($(BIN)/python tests/cuda_emulator/build.py) && \
 	FASTVAE_EMULATED_CUDA=$$library FASTVAE_FUZZ=50000 FASTVAE_FUZZ_ON=cuda $(FUZZ)

@@ -28,6 +28,8 @@ SOURCES = Path("csrc")
 CUDA_ARCHS = "80 86 89 90 100"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+AVX512.append("-Wno-maybe-uninitialized")  # GCC 12 warns of its own headers
 
 
 class Toolkit:
@@ -96,13 +98,14 @@ class BuildExtension(build_ext):
         import pybind11  # a requirement of the build, not of reading this file
 
         objects = Path(self.build_temp) / "csrc"
-        common = ["-DFASTVAE_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
+        common = ["-DFASTVAE_X86"] if platform.machine() in ("x86_64", "AMD64") else []
         host = SOURCES / "host"
         jobs = [(host / "threads.cpp", "host", []), (host / "primitives.cpp", "host", common)]
         for source in ("reconstruction.cpp", "latent.cpp", "math.cpp"):
             jobs.append((host / source, "baseline", [*common, "-DFASTVAE_ISA=baseline"]))
             if common:
                 jobs.append((host / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))
+                jobs.append((host / source, "avx512", [*common, "-DFASTVAE_ISA=avx512", *AVX512]))
         with_cuda = isinstance(toolkit, Toolkit)
         archs = f'-DFASTVAE_CUDA_ARCHS="{" ".join(toolkit.archs)}"' if with_cuda else ""
         jobs.append((SOURCES / "bindings.cpp", "bindings", ["-DFASTVAE_WITH_CUDA", archs] if with_cuda else []))

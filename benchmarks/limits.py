@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..functional import BCE_EPS
-from ..registry import backend_for
+from ..registry import backend_for, load
 from .bars import HALF, LATENT, LOGITS, PROBS
 from .launch_cost import LATENT as LATENT_OPTIONS
 from .launch_cost import RECONSTRUCTION
@@ -44,29 +44,36 @@ class Limits(NamedTuple):
         return "arithmetic" if self.in_cache / threads >= EXPLAINED * self.all_threads else "memory"
 
 
-def _call(work: Work) -> Callable[[], Any]:
-    backend = backend_for("cpu")
+def primitive(work: Work, backend: str | None = None) -> Callable[[], Any]:
+    """What a backend does of a work, forward and backward, without checks and autograd."""
+    module = backend_for("cpu") if backend is None else load(backend)
+    if isinstance(module, str):
+        raise SystemExit(f"backend {backend!r} is not available: {module}")
     first, second = OPS[work.op].inputs(work, torch.Generator().manual_seed(0))
     seed, upstream, one = torch.zeros(1, dtype=torch.int64), torch.randn(first.shape).to(first.dtype), torch.ones(())
 
     def reconstruction() -> None:
-        backend.reconstruction_forward(first, second, **LIKELIHOODS[work.op])
+        module.reconstruction_forward(first, second, **LIKELIHOODS[work.op])
 
     def latent() -> None:
-        backend.latent_forward(first, second, seed, None, None, **LATENT_OPTIONS)
-        backend.latent_backward(upstream, one, first, second, seed, None, None, **LATENT_OPTIONS)
+        module.latent_forward(first, second, seed, None, None, **LATENT_OPTIONS)
+        module.latent_backward(upstream, one, first, second, seed, None, None, **LATENT_OPTIONS)
 
-    return reconstruction if work.op in LIKELIHOODS else latent
+    def kl() -> None:
+        module.latent_forward(first, second, None, None, None, **LATENT_OPTIONS)
+        module.latent_backward(None, one, first, second, None, None, None, **LATENT_OPTIONS)
+
+    return reconstruction if work.op in LIKELIHOODS else kl if work.op == "gaussian_kl" else latent
 
 
 def measure(work: Work, budget: float = 4.0) -> Limits:
     """All of one work."""
     threads, (rows, cols) = torch.get_num_threads(), work.shape
     some = IN_CACHE * rows // bytes_moved(work)
-    whole = _call(work)
+    whole = primitive(work)
     calls = {
-        "some": (1, _call(work._replace(shape=(some, cols)))),
-        "few": (1, _call(work._replace(shape=(1, cols)))),
+        "some": (1, primitive(work._replace(shape=(some, cols)))),
+        "few": (1, primitive(work._replace(shape=(1, cols)))),
         "one": (1, whole),
         "all": (threads, whole),
         "floor": (threads, three_stream(bytes_moved(work), "cpu")),

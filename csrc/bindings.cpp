@@ -193,6 +193,7 @@ void define(py::module_& module) {
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Fused VAE kernels on raw addresses; see kernels/compiled/.";
+    module.def("instruction_sets", &fastvae::instruction_sets);
     module.def("instructions", &fastvae::use_instructions, py::arg("use") = "");
     module.def("likelihood_names", &fastvae::likelihood_names, py::arg("with_tensor") = false);
     module.def("evaluate", [](const std::string& function, uintptr_t numbers, uintptr_t results, int64_t count) {

@@ -142,6 +142,7 @@ FASTVAE_MATH float log(float x) { return __logf(x); }
 
 #else
 
+#ifndef FASTVAE_OWN_EXP
 // e^x for x ≤ 0, e^-87 below -87; within 2 ulp.
 FASTVAE_INLINE Float exp_negative(Float x) {
     x = at_least(constant<Float>(-87), x);
@@ -150,6 +151,7 @@ FASTVAE_INLINE Float exp_negative(Float x) {
     return exp_mantissa(r) * power_of_two(as_int(shifted) - MAGIC_BITS);
 }
 FASTVAE_INLINE Float exp(Float x) { return exp_polynomial(x); }
+#endif
 FASTVAE_INLINE Float log_normal(Float x) { return log_normal_polynomial(x); }
 // log x for x ≥ 0, subnormals included; about -104 at 0, be it positive or negative.
 FASTVAE_INLINE Float log(Float x) {

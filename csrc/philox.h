@@ -13,18 +13,6 @@ using Normal = float;
 #else
 using Word = Unsigned;
 using Normal = Float;
-FASTVAE_INLINE void multiply_wide(Unsigned a, uint32_t b, Unsigned& high, Unsigned& low) {
-#ifdef __AVX2__
-    const __m256i factor = _mm256_set1_epi32(static_cast<int>(b)), words = (__m256i)a;
-    const __m256i even = _mm256_mul_epu32(words, factor);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(words, 32), factor);
-    high = (Unsigned)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
-    low = (Unsigned)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
-#else
-    low = a * b;
-    for (int k = 0; k < lanes_of<Float>::COUNT; ++k) high[k] = static_cast<uint32_t>(uint64_t{a[k]} * b >> 32);
-#endif
-}
 FASTVAE_INLINE Float unsigned_to_float(Unsigned word) { return __builtin_convertvector(word, Float); }
 FASTVAE_INLINE Int as_signed(Unsigned word) { return (Int)word; }
 #endif

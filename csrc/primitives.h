@@ -51,7 +51,9 @@ struct ELBO {
     void *loss, *nll, *kl;
 };
 
-// Which host loops run: "avx2" or "baseline". A name chooses, so that a test can see both; "" only asks.
+// The instruction sets there are host loops for and this processor has, the narrowest first.
+std::vector<std::string> instruction_sets();
+// Which host loops run: the widest unless told otherwise. A name chooses, so that a test can see each; "" only asks.
 std::string use_instructions(const std::string& name);
 
 // The likelihoods there are functions for, in the order of their codes; or those whose parameter may be a tensor.

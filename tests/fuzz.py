@@ -17,12 +17,11 @@ from fastvae.kernels.likelihoods import LIKELIHOODS
 
 import formulas
 from formulas import CHAIN, FACTOR, NLL, NOISE, NOISE_ON_CPU, ULPS, Term, ulp
-from table import BACKENDS, instruction_set
+from table import BACKENDS, NARROWER, instruction_set
 
 INF, NAN = float("inf"), float("nan")
 TOTALS = ("sum", "mean", "batchmean")
-# "cpp-baseline": by the instructions every processor has
-TARGETS = [*BACKENDS, *(["cpp-baseline"] if "cpp" in BACKENDS else [])]
+TARGETS = [*BACKENDS, *NARROWER]
 if ONLY := os.environ.get("FASTVAE_FUZZ_ON"):
     TARGETS = [name for name in ONLY.split(",") if name in TARGETS]
 

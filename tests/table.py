@@ -18,6 +18,14 @@ import fastvae
 DEVICE = os.environ.get("FASTVAE_TEST_DEVICE", "cpu")  # where conftest.py has tensors made
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels are among the CPU backends, and slow
 BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {DEVICE, "any"} & set(s.devices)]
+#: sets of CPU instructions the compiled loops exist in, whether or not this processor has them; and the tests' names of
+#: cpp by each that it has beside the widest, which is plain "cpp"
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+NARROWER: list[str] = []
+if "cpp" in BACKENDS:
+    from fastvae import _C
+
+    NARROWER = [f"cpp-{name}" for name in _C.instruction_sets()[:-1]]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 CLAMP = (-0.5, 0.75)
@@ -236,8 +244,6 @@ def instruction_set(name: str) -> Iterator[None]:
     """Inside, the compiled CPU loops are those of ``name``; or the test is skipped where they cannot be."""
     if not fastvae.backends()["cpp"].available:
         pytest.skip(fastvae.backends()["cpp"].reason)
-    from fastvae import _C
-
     before = _C.instructions()
     try:
         _C.instructions(name)

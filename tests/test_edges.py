@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastvae
 
-from table import BACKENDS, DTYPES, instruction_set, value_and_gradients
+from table import BACKENDS, DTYPES, NARROWER, instruction_set, value_and_gradients
 
 INF, NAN = math.inf, math.nan
 LOGVARS = [-INF, -1e4, -200, -104, -90, -87, 0, 88, 88.7, 88.8, 89, 90, 100, 178, 200, 1e4, INF, NAN]
@@ -19,9 +19,9 @@ MEANS = [0.0, 1.0, 1e20, INF]
 STDS = [0.0, 1e-30, 1.0, 1e19, 1e20, INF]
 
 
-@pytest.fixture(params=[*BACKENDS, *(["cpp-baseline"] if "cpp" in BACKENDS else [])])
+@pytest.fixture(params=[*BACKENDS, *NARROWER])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend in use in turn; cpp by its widest instructions and by those every processor has."""
+    """Every backend in use in turn; cpp by its widest instructions and by the narrower ones."""
     name, _, instructions = request.param.partition("-")
     with fastvae.use_backend(name):
         if instructions:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import fastvae
 
-from table import instruction_set
+from table import INSTRUCTION_SETS, instruction_set
 
 Numbers = NDArray[np.float32]
 Function = Callable[[Numbers], Numbers]
@@ -74,7 +74,7 @@ def jitted() -> Callable[[str], Function]:
     return function
 
 
-@pytest.fixture(params=["avx2", "baseline", "numba"])
+@pytest.fixture(params=[*INSTRUCTION_SETS, "numba"])
 def function(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Function]]:
     """A function of a backend, by its name."""
     if request.param == "numba":
@@ -112,14 +112,14 @@ def test_log(function: Callable[[str], Function]) -> None:
     assert (function("log")(np.array([0, -0.0], np.float32)) < -100).all(), "which is where it is clamped"
 
 
-@pytest.mark.parametrize("instructions", ["avx2", "baseline"])
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
 def test_reciprocal(instructions: str) -> None:
     x = numbers(1, 2)
     with instruction_set(instructions):
         assert ulps(compiled("reciprocal_above_one")(x), 1 / x.astype(np.float64)).max() <= 2
 
 
-@pytest.mark.parametrize("instructions", ["avx2", "baseline"])
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
 def test_radius_and_angle_of_the_noise(instructions: str) -> None:
     u, angles = numbers(2.0**-33, 1), numbers(-math.pi / 2, math.pi / 2)
     with instruction_set(instructions):

@@ -17,30 +17,6 @@ constexpr int WORDS = lanes_of<Float>::COUNT;  // counters at a time, four norma
 constexpr int TILE = 256;
 constexpr int PADDED = TILE + 4 + 4 * WORDS;  // a tile may start within a group of four, and ends with whole registers
 
-FASTVAE_INLINE void store_interleaved(float* tile, const Normals& n) {
-#ifdef __AVX2__
-    const __m256 a = _mm256_unpacklo_ps(n.n0, n.n1), b = _mm256_unpackhi_ps(n.n0, n.n1);
-    const __m256 c = _mm256_unpacklo_ps(n.n2, n.n3), d = _mm256_unpackhi_ps(n.n2, n.n3);
-    const auto pair = [](__m256 low, __m256 high, auto pick) FASTVAE_LAMBDA {
-        return _mm256_castpd_ps(pick(_mm256_castps_pd(low), _mm256_castps_pd(high)));
-    };
-    const auto low = [](__m256d x, __m256d y) FASTVAE_LAMBDA { return _mm256_unpacklo_pd(x, y); };
-    const auto high = [](__m256d x, __m256d y) FASTVAE_LAMBDA { return _mm256_unpackhi_pd(x, y); };
-    const __m256 q04 = pair(a, c, low), q15 = pair(a, c, high), q26 = pair(b, d, low), q37 = pair(b, d, high);
-    store(tile, (Float)_mm256_permute2f128_ps(q04, q15, 0x20));
-    store(tile + 8, (Float)_mm256_permute2f128_ps(q26, q37, 0x20));
-    store(tile + 16, (Float)_mm256_permute2f128_ps(q04, q15, 0x31));
-    store(tile + 24, (Float)_mm256_permute2f128_ps(q26, q37, 0x31));
-#else
-    for (int k = 0; k < WORDS; ++k) {
-        tile[4 * k] = n.n0[k];
-        tile[4 * k + 1] = n.n1[k];
-        tile[4 * k + 2] = n.n2[k];
-        tile[4 * k + 3] = n.n3[k];
-    }
-#endif
-}
-
 // Writes ε for elements first … first + count and returns where it begins in `tile`.
 FASTVAE_INLINE const float* fill(float* tile, int64_t seed, int64_t first, int count) {
     const int64_t group = first >> 2, groups = ((first + count + 3) >> 2) - group;
@@ -50,7 +26,8 @@ FASTVAE_INLINE const float* fill(float* tile, int64_t seed, int64_t first, int c
         const uint64_t q = static_cast<uint64_t>(group + g);
         const Unsigned low = lane + static_cast<uint32_t>(q);
         const Unsigned carry = (Unsigned)(low < lane);  // -1 where the low word overflowed
-        store_interleaved(tile + 4 * g, normals(static_cast<uint64_t>(seed), low, static_cast<uint32_t>(q >> 32) - carry));
+        const Normals n = normals(static_cast<uint64_t>(seed), low, static_cast<uint32_t>(q >> 32) - carry);
+        store_interleaved(tile + 4 * g, n.n0, n.n1, n.n2, n.n3);
     }
     return tile + (first & 3);
 }
@@ -117,8 +94,8 @@ template <class T, bool LOG_SCALE, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
 int forward(const Latent& work, int64_t first, int64_t last) {
     using V = vector_t<T>;
     using Scalar = typename lanes_of<V>::scalar;
-    alignas(32) float buffer[PADDED + WORDS];
-    alignas(32) Scalar std_tile[TILE + WORDS];
+    alignas(64) float buffer[PADDED + WORDS];
+    alignas(64) Scalar std_tile[TILE + WORDS];
     T* const z = static_cast<T*>(work.z);
     T* const kl_out = static_cast<T*>(work.kl);
     const V floor = constant<V>(work.free_bits > 0 ? work.free_bits : -HUGE_VAL);
@@ -168,8 +145,8 @@ template <class T, bool LOG_SCALE, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
 int backward(const Latent& work, int64_t first, int64_t last) {
     using V = vector_t<T>;
     using Scalar = typename lanes_of<V>::scalar;
-    alignas(32) float buffer[PADDED + WORDS];
-    alignas(32) Scalar g[TILE + WORDS], g_epsilon[TILE + WORDS];
+    alignas(64) float buffer[PADDED + WORDS];
+    alignas(64) Scalar g[TILE + WORDS], g_epsilon[TILE + WORDS];
     const V half = constant<V>(0.5), floor = constant<V>(work.free_bits);
     const Bounds<V> bounds{constant<V>(work.low), constant<V>(work.high)};
     const bool floored = work.free_bits > 0, clamp = LOG_SCALE && work.clamp;

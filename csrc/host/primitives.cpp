@@ -16,10 +16,24 @@
 namespace fastvae {
 namespace {
 
-#ifdef FASTVAE_WITH_AVX2
-const bool HAS_AVX2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-bool use_avx2 = HAS_AVX2;
-#define FASTVAE_PICK(FUNCTION) (use_avx2 ? avx2::FUNCTION : baseline::FUNCTION)
+// What this processor has of the instruction sets the loops were compiled for; each goes with the ones before it.
+enum Instructions { BASELINE, AVX2, AVX512 };
+const char* const NAMES[] = {"baseline", "avx2", "avx512"};
+
+Instructions widest() {
+#ifdef FASTVAE_X86
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return BASELINE;
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return avx512 ? AVX512 : AVX2;
+#else
+    return BASELINE;
+#endif
+}
+
+Instructions used = widest();
+#ifdef FASTVAE_X86
+#define FASTVAE_PICK(FUNCTION) (used == AVX512 ? avx512::FUNCTION : used == AVX2 ? avx2::FUNCTION : baseline::FUNCTION)
 #else
 #define FASTVAE_PICK(FUNCTION) baseline::FUNCTION
 #endif
@@ -113,18 +127,19 @@ class Sums {
 
 }  // namespace
 
+std::vector<std::string> instruction_sets() { return {NAMES, NAMES + widest() + 1}; }
+
 std::string use_instructions(const std::string& name) {
-#ifdef FASTVAE_WITH_AVX2
-    if (name == "avx2" && !HAS_AVX2) throw std::invalid_argument("instructions: this processor has no avx2");
-    if (name == "avx2" || name == "baseline") use_avx2 = name == "avx2";
-    const std::string used = use_avx2 ? "avx2" : "baseline";
-#else
-    const std::string used = "baseline";
-#endif
-    if (!name.empty() && name != used) {
-        throw std::invalid_argument("instructions must be 'avx2' or 'baseline', got '" + name + "'");
+    const std::vector<std::string> there = instruction_sets();
+    const auto found = std::find(there.begin(), there.end(), name);
+    if (found != there.end()) {
+        used = static_cast<Instructions>(found - there.begin());
+    } else if (!name.empty()) {
+        std::string names;
+        for (const std::string& one : there) names += (names.empty() ? "'" : ", '") + one + "'";
+        throw std::invalid_argument("instructions must be one of " + names + " on this processor, got '" + name + "'");
     }
-    return used;
+    return NAMES[used];
 }
 
 std::vector<std::string> likelihood_names(bool with_tensor) { return baseline::likelihood_names(with_tensor); }

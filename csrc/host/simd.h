@@ -9,7 +9,10 @@
 
 #include "../types.h"
 
-#ifdef __AVX2__
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define FASTVAE_VECTOR_BYTES 64
+#elif defined(__AVX2__)
 #include <immintrin.h>
 #define FASTVAE_VECTOR_BYTES 32
 #else
@@ -72,35 +75,11 @@ FASTVAE_INLINE Float negative_absolute(Float x) { return (Float)((Int)x | INT32_
 FASTVAE_INLINE Double negative_absolute(Double x) { return (Double)((Long)x | INT64_MIN); }
 FASTVAE_INLINE Float absolute(Float x) { return (Float)((Int)x & 0x7fffffff); }
 FASTVAE_INLINE Double absolute(Double x) { return (Double)((Long)x & 0x7fffffffffffffffll); }
-#ifdef __AVX2__  // math.h's, in one instruction, which the compiler dare not choose
-FASTVAE_INLINE Float at_least(Float low, Float x) { return _mm256_max_ps(low, x); }
-FASTVAE_INLINE Float at_most(Float high, Float x) { return _mm256_min_ps(high, x); }
-#endif
 // a where the sign bit of x is set, else b.
 FASTVAE_INLINE Double if_negative(Double x, Double a, Double b) { return (Long)x < 0 ? a : b; }
 FASTVAE_INLINE Double reciprocal_above_one(Double x) { return 1.0 / x; }
-#ifdef __AVX2__
-FASTVAE_INLINE Float if_negative(Float x, Float a, Float b) { return _mm256_blendv_ps(b, a, x); }
-// 1/x for x ≥ 1, within 2 ulp: the processor's 12 bits and one step, a third of a division's time. The step is of the third
-// order: Newton's own ends at 1 − 2⁻²⁴ for x = 1, and a saturated sigmoid must be 1.
-FASTVAE_INLINE Float reciprocal_above_one(Float x) {
-    const Float guess = _mm256_rcp_ps(x), error = 1.0f - x * guess;
-    return guess + guess * (error + error * error);
-}
-#else
-FASTVAE_INLINE Float if_negative(Float x, Float a, Float b) { return (Int)x < 0 ? a : b; }
-FASTVAE_INLINE Float reciprocal_above_one(Float x) { return 1.0f / x; }
-#endif
 FASTVAE_INLINE Float divide(Float a, Float b) { return a / b; }
 FASTVAE_INLINE Double divide(Double a, Double b) { return a / b; }
-FASTVAE_INLINE Float square_root(Float x) {
-#ifdef __AVX2__
-    return _mm256_sqrt_ps(x);
-#else
-    for (int k = 0; k < lanes_of<Float>::COUNT; ++k) x[k] = std::sqrt(x[k]);
-    return x;
-#endif
-}
 // float64 is for checking: libm, a lane at a time
 FASTVAE_INLINE Double exp(Double x) {
     for (int k = 0; k < lanes_of<Double>::COUNT; ++k) x[k] = std::exp(x[k]);
@@ -155,34 +134,25 @@ FASTVAE_INLINE Double load(const uint8_t* pointer, Double) {
     return x / 255.0;
 }
 
-#ifdef __AVX2__
-FASTVAE_INLINE Int widen(const void* pointer) { return (Int)_mm256_cvtepu16_epi32(read<__m128i>(pointer)); }
-FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)words, (__m256i)words), 0x08);
-    _mm_storeu_si128(static_cast<__m128i*>(pointer), _mm256_castsi256_si128(packed));
-}
-FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
-    const Float x = to_float((Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer))));
-    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
-}
+}  // namespace FASTVAE_ISA
+}  // namespace fastvae
+
+// What each instruction set does in its own way: the same functions in each file.
+#if defined(__AVX512F__)
+#include "avx512.h"
+#elif defined(__AVX2__)
+#include "avx2.h"
 #else
-FASTVAE_INLINE Int widen(const void* pointer) {
-    const auto* halves = static_cast<const uint16_t*>(pointer);
-    Int words{};
-    for (int k = 0; k < lanes_of<Float>::COUNT; ++k) words[k] = halves[k];
-    return words;
-}
-FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
-    auto* halves = static_cast<uint16_t*>(pointer);
-    for (int k = 0; k < lanes_of<Float>::COUNT; ++k) halves[k] = static_cast<uint16_t>(words[k]);
-}
-FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
-    Float x{};
-    for (int k = 0; k < lanes_of<Float>::COUNT; ++k) x[k] = pointer[k];
-    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
-}
+#include "portable.h"
 #endif
 
+namespace fastvae {
+namespace FASTVAE_ISA {
+
+FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
+    const Float x = load_bytes(pointer);
+    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
+}
 FASTVAE_INLINE Float load(const bfloat16* pointer, Float) { return (Float)(widen(pointer) << 16); }
 // Round to nearest even; a NaN stays one.
 FASTVAE_INLINE void store(bfloat16* pointer, Float x) {
@@ -190,32 +160,6 @@ FASTVAE_INLINE void store(bfloat16* pointer, Float x) {
     const Unsigned chosen = x != x ? word | 0x400000 : rounded;
     store_low_halves(pointer, (Int)(chosen >> 16));
 }
-
-#ifdef __F16C__
-FASTVAE_INLINE Float load(const float16* pointer, Float) { return _mm256_cvtph_ps(read<__m128i>(pointer)); }
-FASTVAE_INLINE void store(float16* pointer, Float x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(pointer), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-}
-#else
-// Multiplying by 2^112 moves the exponent from one bias to the other, subnormals included.
-FASTVAE_INLINE Float load(const float16* pointer, Float) {
-    const Int half = widen(pointer), sign = (half & 0x8000) << 16, magnitude = (half & 0x7fff) << 13;
-    const Float value = (Float)magnitude * 0x1p112f;
-    const Int bits = magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : (Int)value;
-    return (Float)(bits | sign);
-}
-// Round to nearest even: adding a power of two makes the hardware drop the right number of bits.
-FASTVAE_INLINE void store(float16* pointer, Float x) {
-    const Int word = (Int)x, sign = (Int)((Unsigned)word >> 16) & 0x8000, magnitude = word & 0x7fffffff;
-    const Int subnormal = (Int)((Float)magnitude + 0.5f) - 0x3f000000;
-    const Unsigned from = (Unsigned)magnitude;  // a NaN may overflow a signed sum
-    const Int normal = (Int)(from - 0x38000000u + 0xfffu + ((from >> 13) & 1)) >> 13;
-    Int half = magnitude < 0x38800000 ? subnormal : normal;
-    half = magnitude >= 0x477ff000 ? Int{} + 0x7c00 : half;
-    half = magnitude > 0x7f800000 ? Int{} + 0x7e00 : half;
-    store_low_halves(pointer, half | sign);
-}
-#endif
 
 // The last elements of a row, fewer than a vector: zeros stand for the others.
 template <class T, class V>

@@ -24,8 +24,11 @@ using Span = int (*)(const WORK& work, int64_t first, int64_t last);
 namespace baseline {
 FASTVAE_HOST_KERNELS
 }
-#ifdef FASTVAE_WITH_AVX2
+#ifdef FASTVAE_X86
 namespace avx2 {
+FASTVAE_HOST_KERNELS
+}
+namespace avx512 {
 FASTVAE_HOST_KERNELS
 }
 #endif

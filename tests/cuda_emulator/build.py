@@ -36,15 +36,15 @@ def jobs(csrc: Path, folder: Path) -> list[tuple[Path, str, list[str]]]:
     made.append(
         (csrc / "bindings.cpp", "bindings", [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"])
     )
-    with_avx2 = ["-DFASTVAE_WITH_AVX2"] if X86 else []
+    common = ["-DFASTVAE_X86"] if X86 else []
+    avx2 = ["-mavx2", "-mfma", "-mf16c"]
+    sets = {"avx2": avx2, "avx512": [*avx2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]} if X86 else {}
     for source in sorted(csrc.glob("host/*.cpp")):
         if source.stem in ("primitives", "threads"):
-            made.append((source, f"host_{source.stem}", with_avx2))
+            made.append((source, f"host_{source.stem}", common))
             continue
-        made.append((source, f"baseline_{source.stem}", [*with_avx2, "-DFASTVAE_ISA=baseline"]))
-        if X86:
-            avx2 = ["-mavx2", "-mfma", "-mf16c", "-DFASTVAE_ISA=avx2"]
-            made.append((source, f"avx2_{source.stem}", [*with_avx2, *avx2]))
+        for name, flags in {"baseline": [], **sets}.items():
+            made.append((source, f"{name}_{source.stem}", [*common, f"-DFASTVAE_ISA={name}", *flags]))
     return [*made, (HERE / "emulator.cpp", "emulator", [])]
 
 
