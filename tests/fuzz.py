@@ -85,6 +85,7 @@ class Case:
     seed: int = 0
     parameter: str = ""  # the name of a tensor in the place of the number
     broadcast: str = "whole"
+    clamp: tuple[float, float] | None = None  # of logvar
 
 
 # ---- inputs
@@ -424,6 +425,11 @@ class Oracle:
         shape = inputs[0].shape
         values = [self.arithmetic(t.to(promoted), self.latent_accumulated).expand(shape) for t in inputs]
         mu, scale = values[:2]
+        moved = None
+        if case.clamp is not None:
+            low, high = (torch.tensor(bound, dtype=self.latent_accumulated).item() for bound in case.clamp)
+            moved = ~((scale >= low) & (scale <= high))
+            scale = scale.clamp(low, high)
         prior_mu, prior_logvar = values[2:] if len(values) == 4 else (None, None)
         dtype = self.latent_accumulated
         if case.op in ("reparameterize", "sample_with_kl"):
@@ -445,7 +451,7 @@ class Oracle:
             reduction = self.reduction()
             self.outputs.append(reduced(self.kl.value, reduction, dtype, 0.0))
             self.dtypes.append(promoted if reduction == "none" else dtype)
-        self.mu, self.scale = mu, scale
+        self.mu, self.scale, self.moved = mu, scale, moved
 
     def lost_in_exp(self, scale: Tensor) -> Tensor:
         """Triton's σ: exp(x) = 2^(x·log₂e), where rounding the product costs |x| ulps (kernels/triton/approx.py)."""
@@ -495,6 +501,12 @@ class Oracle:
             c = spread(u, reduction, self.inputs[first].shape, arithmetic)
             for k, term in enumerate(self.kl.gradients):
                 results[first + k] = plus(results[first + k], chained(c, term, dtype))
+        by_scale = results[first + 1]
+        if self.moved is not None and by_scale is not None:
+            # no gradient, whatever came from above
+            value, slack = by_scale.value.masked_fill(self.moved, 0.0), by_scale.slack.masked_fill(self.moved, 0.0)
+            others = tuple(other.masked_fill(self.moved, 0.0) for other in by_scale.others)
+            results[first + 1] = Expected(value, slack, others)
         # a broadcast prior's gradient is rounded to its dtype, then added up
         for k in range(first + 2, len(self.inputs)):
             result, own = results[k], self.inputs[k]
@@ -573,6 +585,8 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
         latent = {"std" if case.std else "logvar": rest[1]}
     if len(rest) == 4:
         latent |= {"prior_mu": rest[2], "prior_logvar": rest[3]}
+    if rest and case.clamp is not None:
+        latent["logvar_clamp"] = case.clamp
     if case.op in RECONSTRUCTIONS:
         _, name = RECONSTRUCTIONS[case.op]
         options = tensor or ({name: case.number} if name else {"eps": None} if "None" in case.op else {})

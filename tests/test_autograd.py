@@ -321,6 +321,14 @@ def test_modules_do_what_the_functions_do(backend: str) -> None:
         (modules.MSELoss()(logits, target), fastvae.mse(logits, target)),
         (modules.L1Loss()(logits, target), fastvae.l1(logits, target)),
         (modules.GaussianNLLLoss(var=2.0)(logits, target), fastvae.gaussian_nll(logits, target, var=2.0)),
+        (
+            modules.GaussianKL(logvar_clamp=(-0.5, 0.5))(mu, logvar),
+            fastvae.gaussian_kl(mu, logvar.clamp(-0.5, 0.5)),
+        ),
+        (
+            modules.ELBOLoss(logvar_clamp=(-0.5, 0.5))(logits, target, mu, logvar),
+            fastvae.elbo_loss(logits, target, mu, logvar.clamp(-0.5, 0.5)),
+        ),
         (modules.GaussianKL(free_bits=0.1)(mu, logvar), fastvae.gaussian_kl(mu, logvar, free_bits=0.1)),
         (
             modules.ELBOLoss(beta=2.0)(logits, target, mu, logvar),
@@ -333,6 +341,12 @@ def test_modules_do_what_the_functions_do(backend: str) -> None:
     z = modules.Reparameterize(samples=2)(mu, logvar)
     torch.manual_seed(2)
     assert torch.equal(z, modules.SampleWithKL(samples=2)(mu, logvar)[0])
+    torch.manual_seed(2)
+    z = modules.Reparameterize(logvar_clamp=(-0.5, 0.5))(mu, logvar)
+    torch.manual_seed(2)
+    assert torch.equal(z, modules.SampleWithKL(logvar_clamp=(-0.5, 0.5))(mu, logvar)[0])
+    torch.manual_seed(2)
+    assert torch.equal(z, fastvae.reparameterize(mu, logvar.clamp(-0.5, 0.5)))
     assert repr(modules.BCELoss(eps=1e-6)) == "BCELoss(eps=1e-06, reduction='batchmean')"
     assert repr(copy.deepcopy(modules.GaussianKL())) == (
         "GaussianKL(logvar_clamp=None, free_bits=0.0, reduction='batchmean')"

@@ -44,6 +44,8 @@ def test_what_returns_several(mode: str) -> None:
         for call in (
             lambda: tuple(fastvae.elbo_loss(recon, target, mu, logvar)),
             lambda: fastvae.sample_with_kl(mu, logvar, samples=2),
+            lambda: fastvae.sample_with_kl(mu, logvar, logvar_clamp=(-0.5, 0.75)),
+            lambda: tuple(fastvae.elbo_loss(recon, target, mu, logvar, logvar_clamp=(-0.5, float("inf")))),
             lambda: (fastvae.reparameterize(mu, logvar), fastvae.vae_loss(target, target, mu, logvar)),
         ):
             torch.manual_seed(1)

@@ -45,6 +45,36 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: fastvae.gaussian_kl(M, LV, free_bits=-1), ValueError, "free_bits must be >= 0, got -1"),
     (
+        lambda: fastvae.gaussian_kl(M, std=LV, logvar_clamp=(-30, 20)),
+        ValueError,
+        "logvar_clamp bounds logvar, got std: clamp that yourself",
+    ),
+    (
+        lambda: fastvae.reparameterize(M, LV, logvar_clamp=(20, -30)),
+        ValueError,
+        "logvar_clamp must be (low, high) with low <= high, got (20, -30)",
+    ),
+    (
+        lambda: fastvae.sample_with_kl(M, LV, logvar_clamp=20.0),
+        TypeError,
+        "logvar_clamp must be a pair of numbers (low, high), got 20.0",
+    ),
+    (
+        lambda: fastvae.elbo_loss(L, X, M, LV, logvar_clamp=(-30, 0, 20)),
+        TypeError,
+        "logvar_clamp must be a pair of numbers (low, high), got (-30, 0, 20)",
+    ),
+    (
+        lambda: fastvae.gaussian_kl(M, LV, logvar_clamp=(float("nan"), 20)),
+        ValueError,
+        "logvar_clamp[0] must be >= -3.40282e+38 and <= 3.40282e+38, got nan",
+    ),
+    (
+        lambda: fastvae.nn.GaussianKL(logvar_clamp=(-30, None)),
+        TypeError,
+        "logvar_clamp[1] must be a number, got NoneType",
+    ),
+    (
         lambda: fastvae.gaussian_kl(M, LV, prior_mu=M),
         ValueError,
         "prior_mu and prior_logvar come together, got no prior_logvar",

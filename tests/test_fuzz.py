@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
 
 import pytest
@@ -48,6 +49,7 @@ numbers = {
     "var": st.sampled_from((1.0, 0.7, 1e-6, 100.0, 1e-30, 1e30)),
     "scale": st.sampled_from((1.0, 0.3, 1e-6, 100.0, 1e-30, 1e30)),
 }
+clamps = st.sampled_from((None, None, (-30.0, 20.0), (-0.5, 0.7), (-math.inf, 1.0), (-1.0, math.inf), (0.0, 0.0)))
 free_bits = st.sampled_from((0.0, 0.0, 0.4, 2.0, 1e-6, 1e4))
 common = {
     "layouts": st.tuples(*[layouts] * 4),
@@ -100,12 +102,14 @@ def latent(draw: st.DrawFn) -> Case:
     kl = op != "reparameterize"
     prior = draw(st.sampled_from(("", "", "full", "batch", "features", "lower", "number", "mixed"))) if kl else ""
     fields = {key: draw(value) for key, value in common.items()}
+    std = draw(st.booleans())
     return Case(
         op,
         shape=draw(shapes),
         dtypes=draw(mixed(4, False)),
         reduction=draw(st.sampled_from(REDUCTIONS)) if kl else "none",
-        std=draw(st.booleans()),
+        std=std,
+        clamp=None if std else draw(clamps),
         prior=prior,
         free_bits=draw(free_bits) if kl else 0.0,
         samples=None if op == "gaussian_kl" else draw(st.sampled_from((None, 1, 2, 5))),
@@ -120,6 +124,7 @@ def elbo(draw: st.DrawFn) -> Case:
     likelihoods = tuple(name for name in formulas.NLL if name != "bernoulli_probs_log_clamped")
     likelihood = draw(st.sampled_from(likelihoods)) if plain else "bernoulli_probs_log_clamped"
     fields = {key: draw(value) for key, value in common.items()}
+    std = plain and draw(st.booleans())
     return Case(
         "elbo_loss" if plain else "vae_loss",
         likelihood,
@@ -128,7 +133,8 @@ def elbo(draw: st.DrawFn) -> Case:
         draw(st.sampled_from(((2,), (20,), (0,), (), (3, 5)))),
         dtypes=draw(mixed(4, True)),
         reduction=draw(st.sampled_from(("batchmean", "sum", "example"))) if plain else "sum",
-        std=draw(st.booleans()) if plain else False,
+        std=std,
+        clamp=draw(clamps) if plain and not std else None,
         free_bits=draw(free_bits) if plain else 0.0,
         beta=draw(st.sampled_from((1.0, 0.0, 0.25, 4.0))) if plain else 1.0,
         beta_tensor=draw(st.booleans()) if plain else False,

@@ -90,7 +90,7 @@ FASTVAE_INLINE void for_tiles(const Latent& work, int64_t row, F f) {
     }
 }
 
-template <class T, bool LOG_SCALE, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
+template <class T, bool LOG_SCALE, bool CLAMP, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
 int forward(const Latent& work, int64_t first, int64_t last) {
     using V = vector_t<T>;
     using Scalar = typename lanes_of<V>::scalar;
@@ -100,7 +100,7 @@ int forward(const Latent& work, int64_t first, int64_t last) {
     T* const kl_out = static_cast<T*>(work.kl);
     const V floor = constant<V>(work.free_bits > 0 ? work.free_bits : -HUGE_VAL);
     const Bounds<V> bounds{constant<V>(work.low), constant<V>(work.high)};
-    const bool by_element = work.by_element, clamp = LOG_SCALE && work.clamp;
+    const bool by_element = work.by_element;
     const int64_t seed = WITH_Z ? *work.seed : 0;
     for (int64_t row = first; row < last; ++row) {
         double row_sum = 0;
@@ -108,7 +108,7 @@ int forward(const Latent& work, int64_t first, int64_t last) {
             V tile_sum{};
             walk<T>(tile.count, [&](auto access, int j, int n) FASTVAE_LAMBDA {
                 V scale = access.get(tile.scale + j, n), var;
-                if (clamp) scale = clamped(scale, bounds);
+                if constexpr (CLAMP) scale = clamped(scale, bounds);
                 if constexpr (WITH_Z) {
                     const V std = std_of<LOG_SCALE>(scale);
                     store(std_tile + j, std);
@@ -141,7 +141,7 @@ int forward(const Latent& work, int64_t first, int64_t last) {
 }
 
 // ∂mu = Σ g + c·∂kl/∂mu and ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale, Σ over samples; c is one number a row, or an element.
-template <class T, bool LOG_SCALE, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
+template <class T, bool LOG_SCALE, bool CLAMP, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
 int backward(const Latent& work, int64_t first, int64_t last) {
     using V = vector_t<T>;
     using Scalar = typename lanes_of<V>::scalar;
@@ -149,7 +149,7 @@ int backward(const Latent& work, int64_t first, int64_t last) {
     alignas(64) Scalar g[TILE + WORDS], g_epsilon[TILE + WORDS];
     const V half = constant<V>(0.5), floor = constant<V>(work.free_bits);
     const Bounds<V> bounds{constant<V>(work.low), constant<V>(work.high)};
-    const bool floored = work.free_bits > 0, clamp = LOG_SCALE && work.clamp;
+    const bool floored = work.free_bits > 0;
     const int64_t seed = WITH_Z ? *work.seed : 0;
     const T* const grad_z = static_cast<const T*>(work.grad_z);
     for (int64_t row = first; row < last; ++row) {
@@ -175,7 +175,7 @@ int backward(const Latent& work, int64_t first, int64_t last) {
             walk<T>(tile.count, [&](auto access, int j, int n) FASTVAE_LAMBDA {
                 const int64_t at = tile.flat + j;
                 const V mu = access.get(tile.mu + j, n), given = access.get(tile.scale + j, n);
-                const V scale = clamp ? clamped(given, bounds) : given;
+                const V scale = CLAMP ? clamped(given, bounds) : given;
                 const V std = std_of<LOG_SCALE>(scale);
                 V grad_mu{}, grad_scale{};
                 if constexpr (WITH_Z) {
@@ -195,7 +195,7 @@ int backward(const Latent& work, int64_t first, int64_t last) {
                         access.put(static_cast<T*>(work.grad_prior_logvar) + at, n, kl.prior_logvar);
                     }
                 }
-                if (clamp) grad_scale = scale == given ? grad_scale : V{};
+                if constexpr (CLAMP) grad_scale = scale == given ? grad_scale : V{};
                 access.put(static_cast<T*>(work.grad_mu) + at, n, grad_mu);
                 access.put(static_cast<T*>(work.grad_scale) + at, n, grad_scale);
             });
@@ -209,16 +209,19 @@ auto with_bool(bool value, F f) {
     return value ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// Calls f(T{}, LOG_SCALE, WITH_PRIOR, WITH_Z, WITH_KL) for the kernel of this work; a prior without KL is not one.
+// Calls f(T{}, LOG_SCALE, CLAMP, WITH_PRIOR, WITH_Z, WITH_KL) for the kernel of this work; a prior without KL is not one.
 template <class F>
 Span<Latent> with_kernel(const Latent& work, bool with_z, bool with_kl, F f) {
     return with_dtype(work.type, [&](auto element) -> Span<Latent> {
         return with_bool(work.log_scale, [&](auto log_scale) -> Span<Latent> {
             using T = decltype(element);
-            if (!with_kl) return f(T{}, log_scale, std::false_type{}, std::true_type{}, std::false_type{});
-            return with_bool(work.prior_mu != nullptr, [&](auto with_prior) -> Span<Latent> {
-                return with_bool(with_z, [&](auto z) -> Span<Latent> {
-                    return f(T{}, log_scale, with_prior, z, std::true_type{});
+            return with_bool(work.clamp, [&](auto bounded) -> Span<Latent> {
+                constexpr std::bool_constant<log_scale() && bounded()> clamp{};  // std has no bounds
+                if (!with_kl) return f(T{}, log_scale, clamp, std::false_type{}, std::true_type{}, std::false_type{});
+                return with_bool(work.prior_mu != nullptr, [&](auto with_prior) -> Span<Latent> {
+                    return with_bool(with_z, [&](auto z) -> Span<Latent> {
+                        return f(T{}, log_scale, clamp, with_prior, z, std::true_type{});
+                    });
                 });
             });
         });
@@ -228,15 +231,15 @@ Span<Latent> with_kernel(const Latent& work, bool with_z, bool with_kl, F f) {
 }  // namespace
 
 Span<Latent> latent_forward_span(const Latent& work) {
-    const auto kernel = [](auto element, auto log_scale, auto prior, auto z, auto kl) -> Span<Latent> {
-        return forward<decltype(element), log_scale(), prior(), z(), kl()>;
+    const auto kernel = [](auto element, auto log_scale, auto clamp, auto prior, auto z, auto kl) -> Span<Latent> {
+        return forward<decltype(element), log_scale(), clamp(), prior(), z(), kl()>;
     };
     return with_kernel(work, work.z != nullptr, work.by_element ? work.kl != nullptr : work.sums != nullptr, kernel);
 }
 
 Span<Latent> latent_backward_span(const Latent& work) {
-    const auto kernel = [](auto element, auto log_scale, auto prior, auto z, auto kl) -> Span<Latent> {
-        return backward<decltype(element), log_scale(), prior(), z(), kl()>;
+    const auto kernel = [](auto element, auto log_scale, auto clamp, auto prior, auto z, auto kl) -> Span<Latent> {
+        return backward<decltype(element), log_scale(), clamp(), prior(), z(), kl()>;
     };
     return with_kernel(work, work.grad_z != nullptr, work.upstream != nullptr, kernel);
 }
