@@ -262,6 +262,15 @@ def test_where_there_is_no_graph_it_says_so_and_goes_on(tmp_path: Path, precisio
     assert trainer.epoch == 1
 
 
+def test_the_example_of_a_graphed_loop_learns() -> None:
+    example = Path(__file__).parent.parent / "examples" / "graphed_training.py"
+    run = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    nats = [float(line.split()[-2]) for line in run.stdout.splitlines()]
+    assert len(nats) == 10
+    assert nats[-1] < 0.75 * nats[0]
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
