@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,11 +16,10 @@ from fastvae.kernels.likelihoods import LIKELIHOODS
 
 import formulas
 from formulas import CHAIN, FACTOR, NLL, NOISE, NOISE_ON_CPU, ULPS, Term, ulp
-from table import BACKENDS, NARROWER, instruction_set
+from table import TARGETS, on
 
 INF, NAN = float("inf"), float("nan")
 TOTALS = ("sum", "mean", "batchmean")
-TARGETS = [*BACKENDS, *NARROWER]
 if ONLY := os.environ.get("FASTVAE_FUZZ_ON"):
     TARGETS = [name for name in ONLY.split(",") if name in TARGETS]
 
@@ -606,18 +604,6 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     if case.op == "gaussian_kl":
         return [fastvae.gaussian_kl(rest[0], **latent)]
     return list(fastvae.sample_with_kl(rest[0], **latent, samples=case.samples, seed=case.seed))
-
-
-@contextlib.contextmanager
-def on(target: str) -> Iterator[None]:
-    """The backend, and the instructions it is asked to use."""
-    name, _, instructions = target.partition("-")
-    with fastvae.use_backend(name):
-        if instructions:
-            with instruction_set(instructions):
-                yield
-        else:
-            yield
 
 
 def refusal(case: Case, inputs: list[Tensor]) -> str:

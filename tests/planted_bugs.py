@@ -76,6 +76,10 @@ BUGS = [
     Bug("a quarter of the noise is there twice", "cpp", AVX512,
         "shuffle_f32x4(first, second, 0xdd)", "shuffle_f32x4(first, second, 0x88)", NOISE),
     Bug("one entry of the table of e^x is off by 1e-5", "cpp", AVX512, "1.0905077327f", "1.0905177327f", RECON),
+    Bug("x/255 is rounded to nearest from 32 bits, which is twice", "cpp", AVX512,
+        "_MM_FROUND_TO_POS_INF", "_MM_FROUND_TO_NEAREST_INT", "test_every_uint8"),
+    Bug("bfloat16 beside a subnormal number is the lower half", "cpp", AVX512,
+        "0x00030001", "0x00020000", "test_every_half"),
     Bug("the last elements of a row are lost", "numba", "kernels/numba/reconstruction.py",
         "range(0, end, FACTORS):\n                additive_sum",
         "range(0, end // FACTORS * FACTORS, FACTORS):\n                additive_sum", RECON),
@@ -118,7 +122,7 @@ def seen(bug: Bug) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = plant(bug, folder)
-        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise")]
+        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise", "edges")]
         if "half" in bug.tests:
             files = ["tests/test_extension.py"]
         chosen = f"({bug.tests})" + (f" and {bug.backend}" if len(files) > 1 else "")

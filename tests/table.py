@@ -18,14 +18,14 @@ import fastvae
 DEVICE = os.environ.get("FASTVAE_TEST_DEVICE", "cpu")  # where conftest.py has tensors made
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels are among the CPU backends, and slow
 BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {DEVICE, "any"} & set(s.devices)]
-#: sets of CPU instructions the compiled loops exist in, whether or not this processor has them; and the tests' names of
-#: cpp by each that it has beside the widest, which is plain "cpp"
+#: sets of CPU instructions the compiled loops exist in, whether or not this processor has them
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-NARROWER: list[str] = []
+#: what the table runs on: each backend; and cpp by each set the processor has, of which the widest is plain "cpp"
+TARGETS = list(BACKENDS)
 if "cpp" in BACKENDS:
     from fastvae import _C
 
-    NARROWER = [f"cpp-{name}" for name in _C.instruction_sets()[:-1]]
+    TARGETS += [f"cpp-{name}" for name in _C.instruction_sets()[:-1]]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 CLAMP = (-0.5, 0.75)
@@ -253,3 +253,11 @@ def instruction_set(name: str) -> Iterator[None]:
         yield
     finally:
         _C.instructions(before)
+
+
+@contextlib.contextmanager
+def on(target: str) -> Iterator[None]:
+    """Inside, the backend of ``TARGETS`` is in use, by the instructions it is asked to use."""
+    name, _, instructions = target.partition("-")
+    with fastvae.use_backend(name), instruction_set(instructions) if instructions else contextlib.nullcontext():
+        yield

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastvae
 
-from table import BACKENDS, DTYPES, NARROWER, instruction_set, value_and_gradients
+from table import DTYPES, TARGETS, on, value_and_gradients
 
 INF, NAN = math.inf, math.nan
 LOGVARS = [-INF, -1e4, -200, -104, -90, -87, 0, 88, 88.7, 88.8, 89, 90, 100, 178, 200, 1e4, INF, NAN]
@@ -19,16 +19,11 @@ MEANS = [0.0, 1.0, 1e20, INF]
 STDS = [0.0, 1e-30, 1.0, 1e19, 1e20, INF]
 
 
-@pytest.fixture(params=[*BACKENDS, *NARROWER])
+@pytest.fixture(params=TARGETS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend in use in turn; cpp by its widest instructions and by the narrower ones."""
-    name, _, instructions = request.param.partition("-")
-    with fastvae.use_backend(name):
-        if instructions:
-            with instruction_set(instructions):
-                yield name
-        else:
-            yield name
+    """Every backend in use in turn; cpp by each of its instruction sets."""
+    with on(request.param):
+        yield request.param.partition("-")[0]
 
 
 def grid(means: list[float], scales: list[float], dtype: torch.dtype) -> list[Tensor]:

@@ -11,7 +11,7 @@ import fastvae
 from fastvae.kernels.reference.noise import noise
 from fastvae.random import philox4x32
 
-from table import BACKENDS, DEVICE
+from table import DEVICE, TARGETS, on
 
 # Random123, tests/kat_vectors: philox4x32 10, counter and key words lowest first
 KNOWN_ANSWERS = [
@@ -55,10 +55,10 @@ def epsilon(seed: int, element: int) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 12345, 2**64 - 1, -3])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_the_contract(backend: str, seed: int) -> None:
     zeros = torch.zeros(1, 403)
-    with fastvae.use_backend(backend):
+    with on(backend):
         z = fastvae.reparameterize(zeros, zeros, seed=seed)
     want = torch.tensor([[epsilon(seed, i) for i in range(403)]])
     torch.testing.assert_close(z, want, rtol=0, atol=TOLERANCE.get(backend, 3e-6))
@@ -69,19 +69,19 @@ EXTREME_SEEDS = [(195960106, 0, 13), (138874391, 2, 12), (67750675, 0, 2**32 - 2
 
 
 @pytest.mark.parametrize(("seed", "place", "word"), EXTREME_SEEDS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_the_contract_in_the_far_tail(backend: str, seed: int, place: int, word: int) -> None:
     """Here the ½ of (r + ½)·2⁻³² is seen: with 1 in its place, the radius of word 13 is off by 6e-3."""
     assert philox4x32(seed, 0)[place] == word
     zeros = torch.zeros(4)
-    with fastvae.use_backend(backend):
+    with on(backend):
         z = fastvae.reparameterize(zeros, zeros, seed=seed)
     want = torch.tensor([epsilon(seed, i) for i in range(4)])
     torch.testing.assert_close(z, want, rtol=0, atol=TOLERANCE.get(backend, 3e-6))
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 + 12345, -3, 195960106])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_the_noise_is_that_of_pytorch(backend: str, seed: int) -> None:
     """Within float32's rounding of an angle up to 2π, which torch does not bring to ±π: 4e-7 of a radius up to 6.8."""
     random = pytest.importorskip("torch.func._random", reason="torch has no stateless generator")
@@ -90,7 +90,7 @@ def test_the_noise_is_that_of_pytorch(backend: str, seed: int) -> None:
     except NotImplementedError:
         pytest.skip(f"torch {torch.__version__} has no stateless normal for {DEVICE}: aten::_philox_normal_")
     zeros = torch.zeros(400, 401)
-    with fastvae.use_backend(backend):
+    with on(backend):
         z = fastvae.reparameterize(zeros, zeros, samples=3, seed=seed)
     torch.testing.assert_close(z, want, rtol=0, atol=TOLERANCE.get(backend, 3e-6))
 
@@ -103,12 +103,12 @@ def test_counters_beyond_32_bits() -> None:
         assert tuple(int(w[k]) for w in words) == philox4x32(5, int(q[k]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_one_definition_for_every_shape_and_layout(backend: str) -> None:
     flat = noise(torch.tensor([42]), torch.Size((6 * 35,)))
     ones = torch.ones(2, 3, 35)
     mu = torch.zeros(3, 70)[:, ::2]
-    with fastvae.use_backend(backend):
+    with on(backend):
         for z in (
             fastvae.reparameterize(torch.zeros(6, 35), torch.zeros(6, 35), seed=42),
             fastvae.reparameterize(torch.zeros(210), torch.zeros(210), seed=42),
@@ -120,20 +120,20 @@ def test_one_definition_for_every_shape_and_layout(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_noise_does_not_depend_on_the_dtype(backend: str, dtype: torch.dtype) -> None:
     zeros = torch.zeros(5, 100, dtype=dtype)
-    with fastvae.use_backend(backend):
+    with on(backend):
         single = fastvae.reparameterize(zeros.float(), zeros.float(), seed=1)
         z = fastvae.reparameterize(zeros, zeros, seed=1)
     assert z.dtype == dtype
     torch.testing.assert_close(z, single.to(dtype), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_backends_agree(backend: str) -> None:
     zeros = torch.zeros(1000, 1001)
-    with fastvae.use_backend(backend):
+    with on(backend):
         z = fastvae.reparameterize(zeros, zeros, seed=77)
     with fastvae.use_backend("torch"):
         reference = fastvae.reparameterize(zeros, zeros, seed=77)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastvae
 
-from table import BACKENDS, DTYPES, INTERPRETED, OPS, REDUCTIONS, Op, reduce, value_and_gradients
+from table import DTYPES, INTERPRETED, OPS, REDUCTIONS, TARGETS, Op, on, reduce, value_and_gradients
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t,
@@ -61,14 +61,14 @@ def check(op: Op, inputs: list[Tensor], dtype: torch.dtype, reduction: str) -> N
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_dtypes_and_reductions(backend: str, op: str, dtype: torch.dtype, reduction: str) -> None:
-    with fastvae.use_backend(backend):
+    with on(backend):
         check(OPS[op], OPS[op].inputs(7, 301), dtype, reduction)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 8.0, 15.0])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_long_sums_are_no_worse_than_torchs(backend: str, scale: float) -> None:
     """From mixed to all but certain pixels: what an element loses, or all lose alike, an image loses 784 times."""
     logits = (torch.randn(256, 784) - 1) * scale
@@ -78,20 +78,20 @@ def test_long_sums_are_no_worse_than_torchs(backend: str, scale: float) -> None:
         (fastvae.bce, F.binary_cross_entropy, probs),
         (fastvae.bce_with_logits, F.binary_cross_entropy_with_logits, logits),
     ):
-        with fastvae.use_backend(backend):
+        with on(backend):
             got = ours(y, target, reduction="example")
         want = theirs(y.double(), target.double(), reduction="none").sum(dim=1)
         assert error(got, want) <= 2 * error(theirs(y, target, reduction="none").sum(dim=1), want)
 
 
 @pytest.mark.parametrize("op", ["mse", "gaussian_kl"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_a_float64_sum_of_many_examples_keeps_its_last_digits(backend: str, op: str) -> None:
     """Every addition of the same number may round alike: 4099 of them, one after the other, lost 900 ulps."""
     shape = (1000 if INTERPRETED else 4099, 2)
     one = OPS[op].inputs(1, 2)
     want = shape[0] * OPS[op].expected(*one).sum()
-    with fastvae.use_backend(backend):
+    with on(backend):
         got = OPS[op].call(*[t.expand(shape) for t in one], reduction="sum")
     torch.testing.assert_close(got, want, rtol=64 * 2.0**-53, atol=0)
 
@@ -99,16 +99,16 @@ def test_a_float64_sum_of_many_examples_keeps_its_last_digits(backend: str, op: 
 @pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl", "gaussian_kl_prior"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_layouts(backend: str, op: str, layout: str, reduction: str) -> None:
-    with fastvae.use_backend(backend):
+    with on(backend):
         check(OPS[op], [LAYOUTS[layout](t) for t in OPS[op].inputs(6, 4, 9, 2)], torch.float32, reduction)
 
 
 @pytest.mark.parametrize("reduction", ["none", "example"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl", "gaussian_kl_prior"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_each_tensor_has_strides_and_an_offset_of_its_own(
     backend: str, op: str, dtype: torch.dtype, reduction: str
 ) -> None:
@@ -116,23 +116,23 @@ def test_each_tensor_has_strides_and_an_offset_of_its_own(
         wide = torch.zeros(len(t), t.shape[1] + 2 * k + 1, dtype=dtype)
         return wide[:, k : k + t.shape[1]].copy_(t)
 
-    with fastvae.use_backend(backend):
+    with on(backend):
         check(OPS[op], [inside(k, t) for k, t in enumerate(OPS[op].inputs(5, 67))], dtype, reduction)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_factors_of_a_sum_do_not_overflow(backend: str) -> None:
     """A logit of 0 is a factor of 2, and a thread may take hundreds: twice 128 would be infinite in float32."""
     zeros = torch.zeros(1, 1_000_000)
-    with fastvae.use_backend(backend):
+    with on(backend):
         assert fastvae.bce_with_logits(zeros, zeros, reduction="mean").item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 1), (1, 5000), (4097, 3), (2, 40_000), (33, 4096)], ids=str)
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_sizes_around_the_blocks(backend: str, op: str, shape: tuple[int, ...]) -> None:
-    with fastvae.use_backend(backend):
+    with on(backend):
         for reduction in ("none", "example", "sum"):
             check(OPS[op], OPS[op].inputs(*shape), torch.float32, reduction)
 
@@ -146,7 +146,7 @@ CHANNELS_LAST = [
 
 @pytest.mark.parametrize(("shape", "memory_format"), CHANNELS_LAST, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_channels_last(
     backend: str, reduction: str, shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
@@ -154,7 +154,7 @@ def test_channels_last(
     op = OPS["bce_with_logits"]
     logits, target = (t.float() for t in op.inputs(*shape))
     for x in (target, (target * 255).byte()):
-        with fastvae.use_backend(backend):
+        with on(backend):
             want, (want_grad,) = value_and_gradients(lambda *a: op.call(*a, reduction=reduction), [logits, x], 1)
             for x_format in (memory_format, torch.contiguous_format):
                 moved = [logits.to(memory_format=memory_format), x.to(memory_format=x_format)]
@@ -167,11 +167,11 @@ def test_channels_last(
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_tensors_are_served_where_they_are_whatever_the_default_device(backend: str, op: str) -> None:
     """On a GPU machine that default is often "cuda"; "meta", which has no memory, shows the same anywhere."""
     inputs = [t.float() for t in OPS[op].inputs(3, 20)]
-    with fastvae.use_backend(backend):
+    with on(backend):
         for reduction in ("none", "example", "batchmean"):
             call = functools.partial(OPS[op].call, reduction=reduction)
             want, gradients = value_and_gradients(call, inputs, OPS[op].differentiable)
@@ -181,9 +181,9 @@ def test_tensors_are_served_where_they_are_whatever_the_default_device(backend: 
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_zero_size(backend: str, op: str) -> None:
-    with fastvae.use_backend(backend):
+    with on(backend):
         for shape in ((0, 5), (3, 0), (0,)):
             inputs = OPS[op].inputs(*shape)
             for reduction in REDUCTIONS:
@@ -201,11 +201,11 @@ def test_zero_size(backend: str, op: str) -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_gradcheck_and_gradgradcheck(backend: str, op: str, reduction: str) -> None:
     """On the kernels themselves, in float64, with every input differentiable, the target too."""
     inputs = [t.requires_grad_() for t in OPS[op].inputs(2, 3)]
-    with fastvae.use_backend(backend):
+    with on(backend):
         assert torch.autograd.gradcheck(lambda *a: OPS[op].call(*a, reduction=reduction), inputs, fast_mode=INTERPRETED)
         assert torch.autograd.gradgradcheck(
             lambda *a: OPS[op].call(*a, reduction=reduction), inputs, fast_mode=INTERPRETED
@@ -214,11 +214,11 @@ def test_gradcheck_and_gradgradcheck(backend: str, op: str, reduction: str) -> N
 
 @pytest.mark.parametrize("subset", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_gradients_for_a_subset(backend: str, op: str, subset: tuple[int, ...]) -> None:
     inputs = OPS[op].inputs(3, 5)
     leaves = [t.clone().requires_grad_(k in subset) for k, t in enumerate(inputs)]
-    with fastvae.use_backend(backend):
+    with on(backend):
         OPS[op].call(*leaves).backward()
     _, want = value_and_gradients(lambda *a: reduce(OPS[op].expected(*a), "batchmean"), inputs, 2)
     for k, leaf in enumerate(leaves):
@@ -230,24 +230,24 @@ def test_gradients_for_a_subset(backend: str, op: str, subset: tuple[int, ...]) 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ["bce", "bce_with_logits", "mse"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_uint8_and_float32_targets(backend: str, op: str, dtype: torch.dtype) -> None:
     recon = OPS[op].inputs(5, 77)[0].to(dtype)
     pixels = torch.randint(0, 256, (5, 77), dtype=torch.uint8)
     for target in (pixels, pixels / 255):
         want = reduce(OPS[op].expected(recon.double(), pixels.double() / 255), "batchmean")
-        with fastvae.use_backend(backend):
+        with on(backend):
             got, (grad,) = value_and_gradients(OPS[op].call, [recon, target], 1)
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
         assert grad.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_clipped_bce_is_finite_where_the_textbook_form_is_not(backend: str, dtype: torch.dtype) -> None:
     probs = torch.tensor([0.0, 1.0, 1e-45, 1 - 2.0**-24], dtype=torch.float64).to(dtype).repeat_interleave(3)
     target = torch.tensor([0.0, 0.5, 1.0], dtype=dtype).repeat(4)
-    with fastvae.use_backend(backend):
+    with on(backend):
         for reduction in ("none", "sum"):
             loss, (grad,) = value_and_gradients(
                 lambda y, x, r=reduction: fastvae.bce(y, x, reduction=r), [probs[:, None], target[:, None]], 1
@@ -261,11 +261,11 @@ def test_clipped_bce_is_finite_where_the_textbook_form_is_not(backend: str, dtyp
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_nan_in_gives_nan_out(backend: str, op: str) -> None:
     inputs = [t.float() for t in OPS[op].inputs(3, 50)]
     inputs[0][1, 7] = float("nan")
-    with fastvae.use_backend(backend):
+    with on(backend):
         by_example, grads = value_and_gradients(
             lambda *a: OPS[op].call(*a, reduction="example"), inputs, OPS[op].differentiable
         )
@@ -278,14 +278,14 @@ def test_nan_in_gives_nan_out(backend: str, op: str) -> None:
         assert grad[1, 7].isnan()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TARGETS)
 def test_same_bits_for_any_number_of_threads(backend: str) -> None:
     if backend == "torch":
         pytest.skip("torch's own sums depend on the number of threads; the promise is the kernels'")
     logits, target = (t.float() for t in OPS["bce_with_logits"].inputs(700, 784))
     mu, logvar = (t.float() for t in OPS["gaussian_kl"].inputs(7000, 64))
     threads, seen = torch.get_num_threads(), []
-    with fastvae.use_backend(backend):
+    with on(backend):
         try:
             for count in (1, 2, 3, 5):
                 torch.set_num_threads(count)

@@ -21,9 +21,11 @@ FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)words, (__m256i)words), 0x08);
     _mm_storeu_si128(static_cast<__m128i*>(pointer), _mm256_castsi256_si128(packed));
 }
-FASTVAE_INLINE Float load_bytes(const uint8_t* pointer) {
-    return to_float((Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer))));
+FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
+    return over_255(to_float((Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(pointer)))));
 }
+FASTVAE_INLINE Float load(const bfloat16* pointer, Float) { return (Float)(widen(pointer) << 16); }
+FASTVAE_INLINE void store(bfloat16* pointer, Float x) { store_low_halves(pointer, (Int)(rounded_to_half(x) >> 16)); }
 FASTVAE_INLINE Float load(const float16* pointer, Float) { return _mm256_cvtph_ps(read<__m128i>(pointer)); }
 FASTVAE_INLINE void store(float16* pointer, Float x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(pointer), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

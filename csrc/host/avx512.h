@@ -36,17 +36,39 @@ FASTVAE_INLINE Float exp_negative(Float x) { return exp_of_bounded(at_least(Floa
 // e^x for any x.
 FASTVAE_INLINE Float exp(Float x) { return exp_of_bounded(at_most(Float{} + 89.0f, at_least(Float{} - 104.0f, x))); }
 
-FASTVAE_INLINE Int widen(const void* pointer) { return (Int)_mm512_cvtepu16_epi32(read<__m256i>(pointer)); }
-FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
-    _mm256_storeu_si256(static_cast<__m256i*>(pointer), _mm512_cvtepi32_epi16((__m512i)words));
+// The number of each lane, times a factor.
+FASTVAE_INLINE Int lanes(int factor) { return Int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} * factor; }
+
+// x/255 rounded to nearest. Four times the byte x is x/255·(2³² − 1), of which a float is the first 24 bits: the rest is less
+// than x/255·2³², and more than half of the last bit unless x is 0, so it is rounded up.
+FASTVAE_INLINE Float from_bytes(__m128i bytes) {
+    const __m512i four_times = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), (__m512i)lanes(0x01010101));
+    return _mm512_cvt_roundepu32_ps(four_times, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC) * 0x1p-32f;
 }
-FASTVAE_INLINE Float load_bytes(const uint8_t* pointer) {
-    return to_float((Int)_mm512_cvtepu8_epi32(read<__m128i>(pointer)));
+FASTVAE_INLINE Float from_bfloat16(__m256i halves) {
+    const __m512i upper = (__m512i)lanes(1 << 16);
+    return (Float)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, upper, _mm512_castsi256_si512(halves));
 }
+FASTVAE_INLINE __m256i to_bfloat16(Float x) {
+#if defined(__clang__) || __GNUC__ >= 10
+    // one instruction does it, where it is there; but it takes a subnormal number for 0
+    constexpr int SUBNORMAL = 0x20;
+    if (__builtin_expect(__builtin_cpu_supports("avx512bf16") && _mm512_fpclass_ps_mask(x, SUBNORMAL) == 0, 1)) {
+        __m256i halves;
+        __asm__("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(x));
+        return halves;
+    }
+#endif
+    const __m512i odd = (__m512i)(lanes(0x00040004) + 0x00030001);  // 1, 3, 5, … in its lower half
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, (__m512i)rounded_to_half(x)));
+}
+FASTVAE_INLINE __m256i to_float16(Float x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+
+FASTVAE_INLINE Float load(const uint8_t* pointer, Float) { return from_bytes(read<__m128i>(pointer)); }
+FASTVAE_INLINE Float load(const bfloat16* pointer, Float) { return from_bfloat16(read<__m256i>(pointer)); }
 FASTVAE_INLINE Float load(const float16* pointer, Float) { return _mm512_cvtph_ps(read<__m256i>(pointer)); }
-FASTVAE_INLINE void store(float16* pointer, Float x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pointer), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-}
+FASTVAE_INLINE void store(bfloat16* pointer, Float x) { _mm256_storeu_si256((__m256i*)pointer, to_bfloat16(x)); }
+FASTVAE_INLINE void store(float16* pointer, Float x) { _mm256_storeu_si256((__m256i*)pointer, to_float16(x)); }
 
 // Both words of a·b.
 FASTVAE_INLINE void multiply_wide(Unsigned a, uint32_t b, Unsigned& high, Unsigned& low) {
@@ -82,8 +104,23 @@ FASTVAE_INLINE __mmask16 mask_of(int count) { return static_cast<__mmask16>((1u 
 FASTVAE_INLINE Float load_first(const float* pointer, int count, Float) {
     return _mm512_maskz_loadu_ps(mask_of(count), pointer);
 }
+FASTVAE_INLINE Float load_first(const uint8_t* pointer, int count, Float) {
+    return from_bytes(_mm_maskz_loadu_epi8(mask_of(count), pointer));
+}
+FASTVAE_INLINE Float load_first(const bfloat16* pointer, int count, Float) {
+    return from_bfloat16(_mm256_maskz_loadu_epi16(mask_of(count), pointer));
+}
+FASTVAE_INLINE Float load_first(const float16* pointer, int count, Float) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(count), pointer));
+}
 FASTVAE_INLINE void store_first(float* pointer, int count, Float x) {
     _mm512_mask_storeu_ps(pointer, mask_of(count), x);
+}
+FASTVAE_INLINE void store_first(bfloat16* pointer, int count, Float x) {
+    _mm256_mask_storeu_epi16(pointer, mask_of(count), to_bfloat16(x));
+}
+FASTVAE_INLINE void store_first(float16* pointer, int count, Float x) {
+    _mm256_mask_storeu_epi16(pointer, mask_of(count), to_float16(x));
 }
 
 }  // namespace FASTVAE_ISA

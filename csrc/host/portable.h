@@ -21,11 +21,13 @@ FASTVAE_INLINE void store_low_halves(void* pointer, Int words) {
     auto* halves = static_cast<uint16_t*>(pointer);
     for (int k = 0; k < lanes_of<Float>::COUNT; ++k) halves[k] = static_cast<uint16_t>(words[k]);
 }
-FASTVAE_INLINE Float load_bytes(const uint8_t* pointer) {
+FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
     Float x{};
     for (int k = 0; k < lanes_of<Float>::COUNT; ++k) x[k] = pointer[k];
-    return x;
+    return over_255(x);
 }
+FASTVAE_INLINE Float load(const bfloat16* pointer, Float) { return (Float)(widen(pointer) << 16); }
+FASTVAE_INLINE void store(bfloat16* pointer, Float x) { store_low_halves(pointer, (Int)(rounded_to_half(x) >> 16)); }
 // Multiplying by 2^112 moves the exponent from one bias to the other, subnormals included.
 FASTVAE_INLINE Float load(const float16* pointer, Float) {
     const Int half = widen(pointer), sign = (half & 0x8000) << 16, magnitude = (half & 0x7fff) << 13;

@@ -133,6 +133,12 @@ FASTVAE_INLINE Double load(const uint8_t* pointer, Double) {
     for (int k = 0; k < lanes_of<Double>::COUNT; ++k) x[k] = pointer[k];
     return x / 255.0;
 }
+FASTVAE_INLINE Float over_255(Float x) { return x * ONE_255TH_HIGH + x * ONE_255TH_LOW; }
+// x rounded to bfloat16, which is the upper half of each word: to nearest even; a NaN stays one.
+FASTVAE_INLINE Unsigned rounded_to_half(Float x) {
+    const Unsigned word = (Unsigned)x, rounded = word + ((word >> 16) & 1) + 0x7fff;  // a NaN may wrap around
+    return x != x ? word | 0x400000 : rounded;
+}
 
 }  // namespace FASTVAE_ISA
 }  // namespace fastvae
@@ -148,18 +154,6 @@ FASTVAE_INLINE Double load(const uint8_t* pointer, Double) {
 
 namespace fastvae {
 namespace FASTVAE_ISA {
-
-FASTVAE_INLINE Float load(const uint8_t* pointer, Float) {
-    const Float x = load_bytes(pointer);
-    return x * ONE_255TH_HIGH + x * ONE_255TH_LOW;
-}
-FASTVAE_INLINE Float load(const bfloat16* pointer, Float) { return (Float)(widen(pointer) << 16); }
-// Round to nearest even; a NaN stays one.
-FASTVAE_INLINE void store(bfloat16* pointer, Float x) {
-    const Unsigned word = (Unsigned)x, rounded = word + ((word >> 16) & 1) + 0x7fff;  // a NaN may wrap around
-    const Unsigned chosen = x != x ? word | 0x400000 : rounded;
-    store_low_halves(pointer, (Int)(chosen >> 16));
-}
 
 // The last elements of a row, fewer than a vector: zeros stand for the others.
 template <class T, class V>
