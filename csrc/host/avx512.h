@@ -39,11 +39,11 @@ FASTVAE_INLINE Float exp(Float x) { return exp_of_bounded(at_most(Float{} + 89.0
 // The number of each lane, times a factor.
 FASTVAE_INLINE Int lanes(int factor) { return Int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} * factor; }
 
-// x/255 rounded to nearest. Four times the byte x is x/255·(2³² − 1), of which a float is the first 24 bits: the rest is less
-// than x/255·2³², and more than half of the last bit unless x is 0, so it is rounded up.
+// x/255 rounded to nearest. The byte x at all four places of a word is x/255·(2³² − 1). Its first 24 bits are x/255 rounded
+// down, and what is left is more than half of the last of them, unless x is 0: rounded up it is rounded to nearest.
 FASTVAE_INLINE Float from_bytes(__m128i bytes) {
-    const __m512i four_times = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), (__m512i)lanes(0x01010101));
-    return _mm512_cvt_roundepu32_ps(four_times, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC) * 0x1p-32f;
+    const __m512i words = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), (__m512i)lanes(0x01010101));
+    return _mm512_cvt_roundepu32_ps(words, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC) * 0x1p-32f;
 }
 FASTVAE_INLINE Float from_bfloat16(__m256i halves) {
     const __m512i upper = (__m512i)lanes(1 << 16);
