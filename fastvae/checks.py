@@ -83,7 +83,7 @@ def _bound(name: str, value: object) -> float:
 
 
 def prior(mu: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both, broadcast to ``mu``, or neither."""
+    """Both, if they broadcast to ``mu``, or neither."""
     if prior_mu is None and prior_logvar is None:
         return None, None
     if prior_mu is None or prior_logvar is None:
@@ -97,25 +97,33 @@ def _prior(name: str, value: Tensor, mu: Tensor) -> Tensor:
         raise TypeError(f"{name} must be a floating-point tensor, got {_dtype(value)}")
     if value.device != mu.device:
         raise ValueError(f"{name} must be on the device of mu, {mu.device}, got {value.device}")
-    if value.shape == mu.shape:
-        return value
+    if not _broadcasts(value, mu):
+        raise ValueError(f"{name} must broadcast to the shape of mu, {_shape(mu)}, got {_shape(value)}")
+    return value
+
+
+def _broadcasts(value: Tensor, to: Tensor) -> bool:
     try:
-        return value.expand(mu.shape)
+        return torch.broadcast_shapes(value.shape, to.shape) == to.shape
     except RuntimeError:
-        raise ValueError(f"{name} must broadcast to the shape of mu, {_shape(mu)}, got {_shape(value)}") from None
+        return False
 
 
 def one_dtype(
     mu: Tensor, scale: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """All of them in the dtype they promote to."""
+    """All of them in the dtype they promote to; the prior also in the shape of ``mu``.
+
+    The prior is broadcast last, so that its gradient is summed in the wider dtype and rounded once.
+    """
     if prior_mu is None and mu.dtype == scale.dtype:
         return mu, scale, None, None
     dtype = torch.promote_types(mu.dtype, scale.dtype)
     if prior_mu is None or prior_logvar is None:
         return mu.to(dtype), scale.to(dtype), None, None
     dtype = torch.promote_types(dtype, torch.promote_types(prior_mu.dtype, prior_logvar.dtype))
-    return mu.to(dtype), scale.to(dtype), prior_mu.to(dtype), prior_logvar.to(dtype)
+    prior_mu, prior_logvar = (value.to(dtype).expand(mu.shape) for value in (prior_mu, prior_logvar))
+    return mu.to(dtype), scale.to(dtype), prior_mu, prior_logvar
 
 
 def reduction(value: object, allowed: tuple[str, ...] = REDUCTIONS) -> str:
@@ -146,15 +154,9 @@ def parameter(name: str, value: object, low: float, high: float, recon: Tensor) 
         raise TypeError(f"{name} must be a number or a floating-point tensor, got one of {_dtype(value)}")
     if value.device != recon.device:
         raise ValueError(f"{name} must be on the device of the data, {recon.device}, got {value.device}")
-    try:
-        fits = torch.broadcast_shapes(value.shape, recon.shape) == recon.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not _broadcasts(value, recon):
         raise ValueError(f"{name} must broadcast to the shape of the data, {_shape(recon)}, got {_shape(value)}")
     looked_at = type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu and low > -math.inf
-    if torch.compiler.is_compiling():
-        return 0.0, value
     if looked_at and not ops.listened_to() and (value <= low).any():
         raise ValueError(f"{name} must be > {low:g}, got {value.min().item():.9g}")
     return 0.0, value
@@ -168,7 +170,7 @@ def beta(value: object) -> float | Tensor:
         raise TypeError(f"beta must be a number or a floating-point tensor, got one of {_dtype(value)}")
     if value.dim():
         raise ValueError(f"beta must be a number or a 0-d tensor, got one of shape {_shape(value)}")
-    if type(value) is Tensor and value.is_cpu and not (ops.listened_to() or torch.compiler.is_compiling()):
+    if type(value) is Tensor and value.is_cpu and not ops.listened_to():
         number("beta", value.item(), 0)
     return value
 

@@ -29,8 +29,7 @@ def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, te
     tensors = [t for t in (hidden, weight, bias, target) if t is not None]
     # where others look on, or there is nothing to cut, two operations they know
     if (
-        torch.compiler.is_dynamo_compiling()
-        or ops.listened_to()
+        ops.listened_to()
         or target.requires_grad
         or not target.numel()
         or not hidden.numel()

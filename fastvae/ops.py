@@ -152,8 +152,9 @@ def primitives(*tensors: Tensor | None) -> Any:
 
 
 def listened_to() -> bool:
-    """Whether a mode or a transform must see operators, whatever the tensors are."""
-    return bool(_dispatch_modes() or transforms_active())
+    """Whether a compiler, a mode or a transform must see operators, whatever the tensors are."""
+    # first: the two others cannot be compiled
+    return torch.compiler.is_compiling() or bool(_dispatch_modes() or transforms_active())
 
 
 __all__ = ["OPERATORS", "listened_to", "primitives", "transforms_active"]

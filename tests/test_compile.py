@@ -86,6 +86,34 @@ def test_an_annealed_beta_is_one_graph_more_at_most() -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_beta_in_a_tensor_is_one_graph(mode: str) -> None:
+    recon, mu, logvar, target = torch.randn(6, 9, requires_grad=True), *torch.randn(2, 6, 4), torch.rand(6, 9)
+    counter = CompileCounter()
+
+    def loss(beta: Tensor) -> Tensor:
+        return fastvae.elbo_loss(recon, target, mu, logvar, beta=beta).loss
+
+    step = torch.compile(loss, fullgraph=True, backend=counter)
+    with MODES[mode]():
+        for k in range(12):
+            torch.testing.assert_close(step(torch.tensor(k / 10)), loss(torch.tensor(k / 10)))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_learned_variance_and_a_broadcast_prior(mode: str) -> None:
+    mean, logvar, target = torch.randn(6, 9, requires_grad=True), torch.randn(9, requires_grad=True), torch.rand(6, 9)
+    prior_mu, prior_logvar = torch.randn(2, 9, dtype=torch.float16)
+
+    def loss(logvar: Tensor) -> Tensor:
+        kl = fastvae.gaussian_kl(mean, logvar.expand(6, 9), prior_mu=prior_mu, prior_logvar=prior_logvar)
+        return kl + fastvae.gaussian_nll(mean, target, var=logvar.exp())
+
+    with MODES[mode]():
+        torch.testing.assert_close(compiled(loss)(logvar), loss(logvar))
+
+
 def test_five_batch_sizes_recompile_once_at_most() -> None:
     model, counter = VAE(), CompileCounter()
     step = torch.compile(lambda x: model.loss(x).loss, fullgraph=True, backend=counter)
