@@ -8,19 +8,15 @@
 #include <string>
 #include <vector>
 
-#include "math.h"
+#include "counts.h"
 
 namespace fastvae {
 namespace FASTVAE_ISA {
 
-template <class V>
-struct Terms {
-    V additive, factor, derivative;
-};
-
 struct BernoulliLogits {
     static constexpr const char* NAME = "bernoulli_logits";
-    static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = false, WITH_TENSOR = false;
+    static constexpr bool HAS_FACTOR = true, WITH_TENSOR = false;
+    static constexpr Domain TARGET = Domain::UNIT, RECON = Domain::REAL;
     static constexpr float FACTOR_SIGN = 1;
 
     template <class V>
@@ -36,19 +32,9 @@ struct BernoulliLogits {
     }
 };
 
-template <class TERM>
-struct WithoutFactor {
-    static constexpr bool HAS_FACTOR = false, WITH_TENSOR = false;
-
-    template <class V>
-    static FASTVAE_MATH V nll(V y, V x, V parameter) {
-        return TERM::terms(y, x, parameter).additive;
-    }
-};
-
 struct BernoulliProbs : WithoutFactor<BernoulliProbs> {
     static constexpr const char* NAME = "bernoulli_probs";
-    static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = true;
+    static constexpr Domain TARGET = Domain::UNIT, RECON = Domain::UNIT;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V eps) {
@@ -65,7 +51,8 @@ struct BernoulliProbs : WithoutFactor<BernoulliProbs> {
 // smaller and w the weight of log s: −log l − w·log(s/l). l is in [½, 1], so its logarithm is a factor; both terms are
 // positive, so nothing cancels.
 struct BernoulliProbsSummed {
-    static constexpr bool HAS_FACTOR = true, BOUNDED_TARGET = true, BOUNDED_RECON = true;
+    static constexpr bool HAS_FACTOR = true;
+    static constexpr Domain TARGET = Domain::UNIT, RECON = Domain::UNIT;
     static constexpr float FACTOR_SIGN = -1, MIN_EPS = 1e-18f;  // s² is a normal number
 
     template <class V>
@@ -88,7 +75,7 @@ struct BernoulliProbsSummed {
 
 struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
     static constexpr const char* NAME = "bernoulli_probs_log_clamped";
-    static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = true;
+    static constexpr Domain TARGET = Domain::UNIT, RECON = Domain::UNIT;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
@@ -105,7 +92,7 @@ struct BernoulliProbsLogClamped : WithoutFactor<BernoulliProbsLogClamped> {
 
 struct ContinuousBernoulliLogits : WithoutFactor<ContinuousBernoulliLogits> {
     static constexpr const char* NAME = "continuous_bernoulli_logits";
-    static constexpr bool BOUNDED_TARGET = true, BOUNDED_RECON = false;
+    static constexpr Domain TARGET = Domain::UNIT, RECON = Domain::REAL;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
@@ -128,7 +115,8 @@ struct ContinuousBernoulliLogits : WithoutFactor<ContinuousBernoulliLogits> {
 
 struct Gaussian : WithoutFactor<Gaussian> {
     static constexpr const char* NAME = "gaussian";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
+    static constexpr Domain TARGET = Domain::REAL, RECON = Domain::REAL;
+    static constexpr bool WITH_TENSOR = true;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V var) {
@@ -145,7 +133,8 @@ struct Gaussian : WithoutFactor<Gaussian> {
 
 struct GaussianLogVar : WithoutFactor<GaussianLogVar> {
     static constexpr const char* NAME = "gaussian_logvar";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
+    static constexpr Domain TARGET = Domain::REAL, RECON = Domain::REAL;
+    static constexpr bool WITH_TENSOR = true;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V logvar) {
@@ -161,7 +150,7 @@ struct GaussianLogVar : WithoutFactor<GaussianLogVar> {
 
 struct SquaredError : WithoutFactor<SquaredError> {
     static constexpr const char* NAME = "mse";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+    static constexpr Domain TARGET = Domain::REAL, RECON = Domain::REAL;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
@@ -172,7 +161,7 @@ struct SquaredError : WithoutFactor<SquaredError> {
 
 struct AbsoluteError : WithoutFactor<AbsoluteError> {
     static constexpr const char* NAME = "l1";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false;
+    static constexpr Domain TARGET = Domain::REAL, RECON = Domain::REAL;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V) {
@@ -184,7 +173,8 @@ struct AbsoluteError : WithoutFactor<AbsoluteError> {
 
 struct Laplace : WithoutFactor<Laplace> {
     static constexpr const char* NAME = "laplace";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
+    static constexpr Domain TARGET = Domain::REAL, RECON = Domain::REAL;
+    static constexpr bool WITH_TENSOR = true;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V scale) {
@@ -201,7 +191,8 @@ struct Laplace : WithoutFactor<Laplace> {
 
 struct LaplaceLogScale : WithoutFactor<LaplaceLogScale> {
     static constexpr const char* NAME = "laplace_log_scale";
-    static constexpr bool BOUNDED_TARGET = false, BOUNDED_RECON = false, WITH_TENSOR = true;
+    static constexpr Domain TARGET = Domain::REAL, RECON = Domain::REAL;
+    static constexpr bool WITH_TENSOR = true;
 
     template <class V>
     static FASTVAE_MATH Terms<V> terms(V y, V x, V log_scale) {
@@ -220,7 +211,8 @@ struct LaplaceLogScale : WithoutFactor<LaplaceLogScale> {
 template <class... TERM>
 struct Listed {};
 using Likelihoods = Listed<BernoulliLogits, BernoulliProbs, BernoulliProbsLogClamped, ContinuousBernoulliLogits, Gaussian,
-                              GaussianLogVar, SquaredError, AbsoluteError, Laplace, LaplaceLogScale>;
+                           GaussianLogVar, SquaredError, AbsoluteError, Laplace, LaplaceLogScale, Poisson, PoissonLogRate,
+                           NegativeBinomial>;
 
 // All of them, or those whose parameter may be a tensor.
 template <class... TERM>

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #include "device/instructions.cuh"
@@ -62,7 +63,13 @@ FASTVAE_MATH double exp(double x) { return ::exp(x); }
 FASTVAE_MATH double exp_negative(double x) { return ::exp(x); }
 FASTVAE_MATH double log(double x) { return ::log(x); }
 FASTVAE_MATH double log_normal(double x) { return ::log(x); }
+FASTVAE_MATH float square_root(float x) { return ::sqrtf(x); }
+FASTVAE_MATH double square_root(double x) { return ::sqrt(x); }
+template <class V>
+constexpr bool SINGLE = std::is_same_v<V, float>;
 #else
+template <class V>
+constexpr bool SINGLE = std::is_same_v<V, Float>;
 FASTVAE_MATH Float power_of_two(Int n) { return as_float((n + 127) << 23); }
 template <class V>
 FASTVAE_MATH V positive_part(V x) {

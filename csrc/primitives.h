@@ -62,10 +62,10 @@ std::vector<std::string> likelihood_names(bool with_tensor);
 // results[k] = function(numbers[k]), by the loops in use; false if there is no such function. For tests.
 bool evaluate(const std::string& function, const float* numbers, float* results, int64_t count);
 
-// Each returns, where it says int, whether a value outside [0, 1] was seen that must not be.
+// Each returns, where it says int, whether a value was seen outside its domain.
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads);
 void reconstruction_backward(Reconstruction work, Reduction reduction, int threads);
-int64_t with_tensor(const WithTensor& work, int threads);  // 1, the sums it leaves for each row
+int with_tensor(const WithTensor& work, int threads);
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads);
 void latent_backward(Latent work, Reduction reduction, int threads);
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,

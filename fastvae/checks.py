@@ -11,11 +11,12 @@ from torch import Tensor
 
 from . import ops
 from .kernels.layout import accumulator
-from .kernels.likelihoods import NAMES
+from .kernels.likelihoods import LIKELIHOODS, NAMES, OF_COUNTS
 
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DATA = (*FLOATS, torch.uint8)
+COUNTS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64)
 LARGEST = sys.float_info.max
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
@@ -31,11 +32,16 @@ def tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def target(value: object, recon_name: str, recon: Tensor) -> Tensor:
-    """``value`` if it is data for ``recon``: of its shape and device, floating point or uint8."""
+def target(value: object, recon_name: str, recon: Tensor, likelihood: str) -> Tensor:
+    """``value`` if it is data for ``recon``: of its shape and device, floating point or uint8; or counts."""
     if not isinstance(value, Tensor):
         raise TypeError(f"target must be a tensor, got {type(value).__name__}")
-    if value.dtype not in DATA:
+    if likelihood in OF_COUNTS:
+        if value.dtype in COUNTS:
+            value = value.to(accumulator(recon.dtype))
+        elif value.dtype not in FLOATS:
+            raise TypeError(f"target must be floating point or an integer, got {_dtype(value)}")
+    elif value.dtype not in DATA:
         raise TypeError(f"target must be floating point, or uint8 meaning x/255, got {_dtype(value)}")
     same_place(recon_name, recon, "target", value)
     dtype = value.dtype
@@ -175,11 +181,18 @@ def beta(value: object) -> float | Tensor:
     return value
 
 
-def likelihood(value: object) -> str:
-    """``value`` if it is a likelihood of ``elbo_loss``."""
-    if value not in NAMES:
-        raise ValueError(f"likelihood must be one of {', '.join(map(repr, NAMES))}, got {value!r}")
+def likelihood(value: object, known: tuple[str, ...] = NAMES) -> str:
+    """``value`` if it is a likelihood of ``elbo_loss``, or one of those that are ``known``."""
+    if value not in known:
+        raise ValueError(f"likelihood must be one of {', '.join(map(repr, known))}, got {value!r}")
     return str(value)
+
+
+def needs_no_parameter(name: str) -> None:
+    """Raise if the likelihood has a number that must be given, where none was."""
+    number = LIKELIHOODS[name].number
+    if number is not None and number.default is None:
+        raise ValueError(f"likelihood {name!r} needs its {number.name}: a number or a tensor")
 
 
 def linear(hidden: Tensor, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -7,8 +7,8 @@ Reductions: ``"none"`` elementwise, ``"example"`` the sum within each example ``
 elements as in torch, ``"batchmean"`` the sum over B: nats per example, the default. Reduced losses of half-precision
 inputs are float32.
 
-On a CPU, Bernoulli targets and probabilities outside [0, 1] raise a ``ValueError``. On a GPU nobody looks, because
-looking would make the host wait for the device.
+On a CPU, Bernoulli targets and probabilities outside [0, 1], and counts that are none, raise a ``ValueError``. On a GPU
+nobody looks, because looking would make the host wait for the device.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _reconstruction(
     name: str, recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str
 ) -> Tensor:
     recon = checks.tensor(name, recon)
-    target = checks.target(target, name, recon)
+    target = checks.target(target, name, recon, likelihood)
     reduction = checks.reduction(reduction)
     recon, target, undo = _dense(recon, target, reduction)
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction)
@@ -226,7 +226,7 @@ def _with_parameter(
     likelihood, parameter, tensor = _parameter(family, given, recon)
     if tensor is None:
         return _reconstruction(name, recon, target, likelihood, parameter, reduction)
-    target, reduction = checks.target(target, name, recon), checks.reduction(reduction)
+    target, reduction = checks.target(target, name, recon, likelihood), checks.reduction(reduction)
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor)
     return autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor), options)[0]
 
@@ -235,6 +235,7 @@ def _parameter(family: str, given: Mapping[str, Parameter | None], recon: Tensor
     """The row of the table, its number, and the tensor in the number's place if one was given."""
     chosen = {name: value for name, value in given.items() if value is not None}
     if not chosen:
+        checks.needs_no_parameter(family)
         return family, likelihoods.DEFAULT_NUMBERS[family], None
     rows = likelihoods.parameters(family)
     for name in chosen:
@@ -424,6 +425,73 @@ def laplace_nll(
     return _with_parameter("loc", loc, target, "laplace", {"scale": scale, "log_scale": log_scale}, reduction)
 
 
+def poisson_nll(rate: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """Poisson negative log-likelihood of counts: λ − x·log(λ + 1e-8) + log x!.
+
+    ``F.poisson_nll_loss(log_input=False)`` with the exact log x!, so that ELBOs compare; the 1e-8 keeps a rate of 0
+    finite. Decoders that end in log λ are better served by :func:`poisson_nll_with_log_rate`.
+
+    Args:
+        rate: λ, ``[B, *data]``, at least 0.
+        target: counts x, as ``rate``: of any integer dtype (uint8 as it is, not x/255), or whole numbers in floats.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not a tensor of a dtype named here.
+        ValueError: shapes or devices differ, the reduction is not one, or (on a CPU) a target is no count or a rate is
+            negative.
+
+    >>> poisson_nll(torch.ones(1, 3), torch.tensor([[0, 1, 2]]), reduction="none")
+    tensor([[1.0000, 1.0000, 1.6931]])
+    """
+    return _reconstruction("rate", rate, target, "poisson", 0.0, reduction)
+
+
+def poisson_nll_with_log_rate(log_rate: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """Poisson negative log-likelihood of counts, from l = log λ: eˡ − x·l + log x!; gradient eˡ − x.
+
+    Args and errors as :func:`poisson_nll`, but for ``log_rate``, which is any real number.
+
+    >>> poisson_nll_with_log_rate(torch.zeros(1, 3), torch.tensor([[0, 1, 2]]))
+    tensor(3.6931)
+    """
+    return _reconstruction("log_rate", log_rate, target, "poisson_log_rate", 0.0, reduction)
+
+
+def negative_binomial_nll(
+    mean: Tensor, target: Tensor, *, dispersion: Parameter, reduction: str = "batchmean"
+) -> Tensor:
+    """Negative binomial negative log-likelihood of counts, of mean μ and variance μ + μ²/θ.
+
+    log Γ(θ) + log x! − log Γ(x + θ) + θ·log((θ + μ + ε)/(θ + ε)) − x·log((μ + ε)/(θ + μ + ε)), ε = 1e-8: minus
+    ``log_nb_positive`` of scvi-tools, differentiable in mean, dispersion and x. Source: Lopez et al. 2018. For large θ
+    it is the Poisson, and stays exact where the logarithms of Γ would cancel.
+
+    Args:
+        mean: μ, ``[B, *data]``, at least 0.
+        target: counts x, as ``mean``: of any integer dtype (uint8 as it is, not x/255), or whole numbers in floats.
+        dispersion: inverse dispersion θ, > 0: a number, or a tensor that broadcasts to ``mean``: ``[genes]`` for one
+            per gene, ``[B, genes]`` for one per cell and gene; for one per gene and batch, ``theta[batch_index]``.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not of a type named here.
+        ValueError: shapes or devices differ, the reduction is not one, or (on a CPU) a target is no count, a mean is
+            negative or a dispersion is not positive.
+
+    >>> negative_binomial_nll(torch.ones(1, 3), torch.tensor([[0, 1, 2]]), dispersion=torch.ones(3))
+    tensor(4.1589)
+    """
+    given = {"dispersion": dispersion}
+    return _with_parameter("mean", mean, target, "negative_binomial", given, reduction)
+
+
 LINEAR_REDUCTIONS = ("example", "sum", "mean", "batchmean")
 
 
@@ -469,8 +537,9 @@ def linear_bce(
     hidden = checks.tensor("hidden", hidden)
     hidden, weight, bias = checks.linear(hidden, weight, bias)
     outputs = hidden.new_empty(()).expand(*hidden.shape[:-1], len(weight))  # a shape without memory
-    target = checks.target(target, "the layer's output", outputs)
     likelihood = checks.likelihood(likelihood)
+    checks.needs_no_parameter(likelihood)
+    target = checks.target(target, "the layer's output", outputs, likelihood)
     if reduction == "none":
         raise ValueError(
             "reduction must be 'example', 'sum', 'mean' or 'batchmean' for linear_bce, got 'none': its result is as "
@@ -511,10 +580,12 @@ def elbo_loss(
         std: σ of q, as ``mu``.
         likelihood: what ``recon`` is: ``"bernoulli_logits"``, ``"bernoulli_probs"`` (clipped at 1e-8),
             ``"continuous_bernoulli_logits"``, ``"gaussian"`` (mean, variance 1), ``"laplace"`` (location,
-            scale 1), ``"mse"`` or ``"l1"``.
+            scale 1), ``"mse"`` or ``"l1"``; and of counts ``"poisson"`` (rate), ``"poisson_log_rate"`` or
+            ``"negative_binomial"`` (mean).
         likelihood_parameters: another variance or scale, or a learned one: ``{"var": …}`` or ``{"logvar": …}`` for
             ``"gaussian"``, ``{"scale": …}`` or ``{"log_scale": …}`` for ``"laplace"``, ``{"eps": …}`` for
-            ``"bernoulli_probs"``. Numbers, or tensors as for :func:`gaussian_nll`, which take two launches.
+            ``"bernoulli_probs"``; ``{"dispersion": …}``, which ``"negative_binomial"`` needs. Numbers, or tensors as
+            for :func:`gaussian_nll`, which take two launches.
         logvar_clamp: ``(low, high)``: log σ² is clamped before use; see :func:`reparameterize`.
         beta: weight of the KL, ≥ 0: a number, or a 0-d tensor, which a captured graph can be annealed with.
         free_bits: see :func:`gaussian_kl`.
@@ -533,7 +604,8 @@ def elbo_loss(
     (tensor(10.), tensor(True))
     """
     recon = checks.tensor("recon", recon)
-    target = checks.target(target, "recon", recon)
+    likelihood = checks.likelihood(likelihood)
+    target = checks.target(target, "recon", recon, likelihood)
     mu = checks.tensor("mu", mu)
     scale, log_scale = checks.scale(mu, logvar, std)
     low, high = checks.logvar_clamp(logvar_clamp, log_scale)
@@ -541,7 +613,6 @@ def elbo_loss(
         raise ValueError(f"mu must have the batch size of recon, {recon.shape[0]}, got {mu.shape[0]}")
     if mu.device != recon.device:
         raise ValueError(f"mu must be on the device of recon, {recon.device}, got {mu.device}")
-    likelihood = checks.likelihood(likelihood)
     if reduction in ("none", "mean"):
         raise ValueError(
             f"reduction must be 'example', 'sum' or 'batchmean' for elbo_loss, got {reduction!r}: its terms have "
@@ -552,8 +623,8 @@ def elbo_loss(
     mu, scale, _, _ = checks.one_dtype(mu, scale)
     beta = checks.beta(beta)
     tensor, parameter = None, likelihoods.DEFAULT_NUMBERS[likelihood]
-    if likelihood_parameters:
-        likelihood, parameter, tensor = _parameter(likelihood, likelihood_parameters, recon)
+    if likelihood_parameters or likelihood in likelihoods.NEED_A_NUMBER:
+        likelihood, parameter, tensor = _parameter(likelihood, likelihood_parameters or {}, recon)
     if tensor is not None:
         options: tuple[Any, ...] = (likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor))
         reconstruction = autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor), options)[0]

@@ -29,6 +29,9 @@ __all__ = [
     "LaplaceNLLLoss",
     "LinearBCE",
     "MSELoss",
+    "NegativeBinomialNLLLoss",
+    "PoissonNLLLoss",
+    "PoissonNLLWithLogRateLoss",
     "Reparameterize",
     "SampleWithKL",
 ]
@@ -41,7 +44,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "free_bits": lambda value: checks.number("free_bits", value, 0),
     "eps": lambda value: value is None or checks.number("eps", value, 0, 0.5, above=True),
     # a tensor is checked with the data it must fit
-    **dict.fromkeys(("var", "logvar", "scale", "log_scale"), lambda value: None),
+    **dict.fromkeys(("var", "logvar", "scale", "log_scale", "dispersion"), lambda value: None),
     "beta": checks.beta,
     "likelihood": checks.likelihood,
     "chunk": checks.chunk,
@@ -258,6 +261,39 @@ class ELBOLoss(_Op):
         return functional.elbo_loss(
             recon, target, mu, logvar, std=std, likelihood_parameters=likelihood_parameters, **self.options
         )
+
+
+class PoissonNLLLoss(_Op):
+    """:func:`fastvae.poisson_nll`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, rate: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.poisson_nll(rate, target, **self.options)
+
+
+class PoissonNLLWithLogRateLoss(_Op):
+    """:func:`fastvae.poisson_nll_with_log_rate`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, log_rate: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.poisson_nll_with_log_rate(log_rate, target, **self.options)
+
+
+class NegativeBinomialNLLLoss(_Op):
+    """:func:`fastvae.negative_binomial_nll`; ``dispersion`` may be a ``Parameter``, which is learned then."""
+
+    def __init__(self, *, dispersion: Parameter, reduction: str = "batchmean"):
+        super().__init__(**_given("negative_binomial", dispersion=dispersion), reduction=reduction)
+
+    def forward(self, mean: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice → nats."""
+        return functional.negative_binomial_nll(mean, target, **self.options)
 
 
 class LinearBCE(nn.Linear):

@@ -35,6 +35,6 @@ Shapes and values
     of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
     Any layout may come in; ``layout.as_rows`` turns it into rows with a stride. All but ``reference`` get these
     functions from ``work.Primitives``, and only fill the buffers that it lays out.
-    On a CPU, a Bernoulli target (or probability) outside [0, 1] is a ``ValueError``: ``checks.unit_range_error``.
+    On a CPU, a target (or y) outside its likelihood's domain is a ``ValueError``: ``checks.domain_error``.
     On a GPU it is not looked for: that would synchronise.
 """

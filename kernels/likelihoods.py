@@ -11,6 +11,7 @@ each way to write its number: ``family`` is then the name its users know.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -22,11 +23,20 @@ from torch import Tensor
 Formula = Callable[[Tensor, Tensor, Any], Tensor]
 
 
+class Domain(enum.Enum):
+    """Where numbers must lie; on a CPU somebody looks."""
+
+    REAL = "be real"
+    UNIT = "lie in [0, 1]"
+    NOT_NEGATIVE = "be at least 0"
+    COUNT = "be counts: 0, 1, 2, …"
+
+
 class Number(NamedTuple):
-    """The one number of a likelihood: what it is called, what it is unless given, and where it must lie."""
+    """The one number of a likelihood: what it is called, what it is unless given (None: it must be), and its domain."""
 
     name: str
-    default: float
+    default: float | None
     low: float  # exclusive
     high: float = math.inf
 
@@ -39,8 +49,8 @@ class Likelihood(NamedTuple):
     target_derivative: Formula
     recon: str  # what y is called
     number: Number | None = None
-    unit_target: bool = False  # x must lie in [0, 1]
-    unit_recon: bool = False  # y must lie in [0, 1]
+    target_domain: Domain = Domain.REAL
+    recon_domain: Domain = Domain.REAL
     mean: Callable[[Tensor], Tensor] = lambda y: y  # of p(x|z), which is what one shows
     says: str = ""  # in the documentation of ``elbo_loss``; "" is not one of its likelihoods
     parameter_derivative: Formula | None = None  # ∂nll/∂number
@@ -194,6 +204,71 @@ def laplace_log_scale_parameter_derivative(y: Tensor, x: Tensor, log_scale: Any)
     return 1 - (y - x).abs() * _exp(-log_scale)
 
 
+COUNT_EPS = 1e-8  # what scvi-tools adds before it takes a logarithm
+
+
+def poisson_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
+    """y − x·log(y + 1e-8) + log x!, as ``F.poisson_nll_loss(log_input=False)`` with the exact log x!."""
+    return y - x * torch.log(y + COUNT_EPS) + torch.lgamma(x + 1)
+
+
+def poisson_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    rate = y + COUNT_EPS
+    return (rate - x) / rate
+
+
+def poisson_target_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return torch.digamma(x + 1) - torch.log(y + COUNT_EPS)
+
+
+def poisson_log_rate_nll(y: Tensor, x: Tensor, _: float) -> Tensor:
+    """eʸ − x·y + log x!."""
+    return torch.exp(y) - x * y + torch.lgamma(x + 1)
+
+
+def poisson_log_rate_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return torch.exp(y) - x
+
+
+def poisson_log_rate_target_derivative(y: Tensor, x: Tensor, _: float) -> Tensor:
+    return torch.digamma(x + 1) - y
+
+
+def negative_binomial_nll(y: Tensor, x: Tensor, dispersion: Any) -> Tensor:
+    """−log Γ(x+θ)/(Γ(θ)·x!)·(θ/(θ+y))^θ·(y/(θ+y))^x: mean y, variance y + y²/θ.
+
+    ``log_nb_positive`` of scvi-tools, with its 1e-8 in each logarithm. log((θ+ε)/(θ+y+ε)) is written by log1p, which
+    loses nothing where θ is large.
+    """
+    theta = torch.as_tensor(dispersion, dtype=y.dtype, device=y.device)
+    total = theta + y + COUNT_EPS
+    return (
+        theta * torch.log1p(y / (theta + COUNT_EPS))
+        - x * torch.log((y + COUNT_EPS) / total)
+        + (torch.lgamma(theta) - torch.lgamma(x + theta))
+        + torch.lgamma(x + 1)
+    )
+
+
+def negative_binomial_derivative(y: Tensor, x: Tensor, dispersion: Any) -> Tensor:
+    """(x + θ)/(θ + y) − x/y, but for ε, over one denominator: nothing cancels."""
+    mean = y + COUNT_EPS
+    return dispersion / (dispersion + mean) * ((mean - x) / mean)
+
+
+def negative_binomial_target_derivative(y: Tensor, x: Tensor, dispersion: Any) -> Tensor:
+    total = dispersion + y + COUNT_EPS
+    return torch.digamma(x + 1) - torch.digamma(x + dispersion) - torch.log((y + COUNT_EPS) / total)
+
+
+def negative_binomial_dispersion_derivative(y: Tensor, x: Tensor, dispersion: Any) -> Tensor:
+    """log1p(y/θ) + (x − y)/(θ + y) + ψ(θ) − ψ(x + θ), but for ε."""
+    theta = torch.as_tensor(dispersion, dtype=y.dtype, device=y.device)
+    shifted, total = theta + COUNT_EPS, theta + y + COUNT_EPS
+    rest = (theta / shifted * (x - y) + x * COUNT_EPS / shifted) / total
+    return torch.log1p(y / shifted) + rest + (torch.digamma(theta) - torch.digamma(x + theta))
+
+
 def of_difference(derivative: Formula) -> Formula:
     """∂nll/∂x where nll is a function of y − x."""
     return lambda y, x, number: -derivative(y, x, number)
@@ -205,7 +280,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
         bernoulli_logits_derivative,
         logits_target_derivative,
         "logits",
-        unit_target=True,
+        target_domain=Domain.UNIT,
         mean=torch.sigmoid,
         says="Bernoulli, from logits",
     ),
@@ -215,8 +290,8 @@ LIKELIHOODS: dict[str, Likelihood] = {
         bernoulli_probs_target_derivative,
         "probs",
         Number("eps", 1e-8, 0, 0.5),
-        unit_target=True,
-        unit_recon=True,
+        target_domain=Domain.UNIT,
+        recon_domain=Domain.UNIT,
         says="Bernoulli, from probabilities clipped at 1e-8",
     ),
     "bernoulli_probs_log_clamped": Likelihood(
@@ -224,15 +299,15 @@ LIKELIHOODS: dict[str, Likelihood] = {
         bernoulli_probs_log_clamped_derivative,
         bernoulli_probs_log_clamped_target_derivative,
         "probs",
-        unit_target=True,
-        unit_recon=True,
+        target_domain=Domain.UNIT,
+        recon_domain=Domain.UNIT,
     ),
     "continuous_bernoulli_logits": Likelihood(
         continuous_bernoulli_logits_nll,
         continuous_bernoulli_logits_derivative,
         logits_target_derivative,
         "logits",
-        unit_target=True,
+        target_domain=Domain.UNIT,
         mean=continuous_bernoulli_mean,
         says="continuous Bernoulli, from logits",
     ),
@@ -274,6 +349,35 @@ LIKELIHOODS: dict[str, Likelihood] = {
         parameter_derivative=laplace_log_scale_parameter_derivative,
         family="laplace",
     ),
+    "poisson": Likelihood(
+        poisson_nll,
+        poisson_derivative,
+        poisson_target_derivative,
+        "rate",
+        target_domain=Domain.COUNT,
+        recon_domain=Domain.NOT_NEGATIVE,
+        says="Poisson, from its rate",
+    ),
+    "poisson_log_rate": Likelihood(
+        poisson_log_rate_nll,
+        poisson_log_rate_derivative,
+        poisson_log_rate_target_derivative,
+        "log_rate",
+        target_domain=Domain.COUNT,
+        mean=torch.exp,
+        says="Poisson, from the logarithm of its rate",
+    ),
+    "negative_binomial": Likelihood(
+        negative_binomial_nll,
+        negative_binomial_derivative,
+        negative_binomial_target_derivative,
+        "mean",
+        Number("dispersion", None, 0),
+        target_domain=Domain.COUNT,
+        recon_domain=Domain.NOT_NEGATIVE,
+        says="negative binomial, from its mean; it needs its dispersion",
+        parameter_derivative=negative_binomial_dispersion_derivative,
+    ),
 }
 
 #: those of ``elbo_loss``
@@ -291,7 +395,16 @@ def parameters(family: str) -> dict[str, str]:
 
 
 #: the number a likelihood takes unless one is given; 0 where it has none
-DEFAULT_NUMBERS = {name: row.number.default if row.number else 0.0 for name, row in LIKELIHOODS.items()}
+DEFAULT_NUMBERS = {name: (row.number.default or 0.0) if row.number else 0.0 for name, row in LIKELIHOODS.items()}
+
+#: likelihoods that are none without their number
+NEED_A_NUMBER = frozenset(name for name, row in LIKELIHOODS.items() if row.number and row.number.default is None)
+
+#: those of ``elbo_loss`` that the reference models and ``fastvae train`` take
+OF_IMAGES = tuple(name for name in NAMES if LIKELIHOODS[name].target_domain is not Domain.COUNT)
+
+#: likelihoods of counts, whose integer targets are numbers as they are: uint8 does not mean x/255
+OF_COUNTS = frozenset(name for name, row in LIKELIHOODS.items() if row.target_domain is Domain.COUNT)
 
 
 def bound(backend: str, names: Collection[str], with_tensor: Collection[str]) -> dict[str, int]:

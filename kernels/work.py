@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_unit_range
+from .checks import check_domains
 from .layout import ALL, BLOCK, TOTAL_REDUCTIONS, accumulator, as_rows, empty_like, reduction_weight, upstream_by_row
 from .parameters import Parameter, by_row, gradient_dtype, ordered_sum
 
@@ -217,15 +217,15 @@ class Primitives:
         self.scalars: dict[torch.dtype, Tensor] = {}
 
     def fill_reconstruction(self, work: Reconstruction, loss: Tensor) -> int | None:
-        """The loss, and ``work.grad``; returns whether a value was seen outside [0, 1] that must not be."""
+        """The loss, and ``work.grad``; returns whether a value was seen outside its domain."""
         raise NotImplementedError
 
     def fill_reconstruction_gradient(self, work: Reconstruction) -> None:
         """``work.grad`` for ``work.upstream``."""
         raise NotImplementedError
 
-    def fill_with_tensor(self, work: WithTensor) -> object:
-        """``work.buffers``; gradients are those for ``work.upstream``, or for 1."""
+    def fill_with_tensor(self, work: WithTensor) -> int | None:
+        """``work.buffers``; gradients are those for ``work.upstream``, or for 1. Returns as ``fill_reconstruction``."""
         raise NotImplementedError
 
     def fill_latent(self, work: Latent, z: Tensor | None, kl: Tensor | None) -> None:
@@ -276,7 +276,7 @@ class Primitives:
             work.likelihood, work.parameter = likelihood, parameter
             work.grad = self.empty_like(recon) if with_gradient else None
             if self.fill_reconstruction(work, loss):
-                check_unit_range(likelihood, recon, target)
+                check_domains(likelihood, recon, target)
             return [loss] if work.grad is None else [loss, work.grad]
         own = WithTensor(recon, target, parameter_tensor, likelihood, reduction, self.on_host)
         if reduction == "none":
@@ -285,7 +285,8 @@ class Primitives:
             own.sums = own.row_sums()
         if with_gradient:
             own.want_gradients()
-        self.fill_with_tensor(own)
+        if self.fill_with_tensor(own):
+            check_domains(likelihood, recon, target)
         return [own.loss() if own.nll is None else own.nll, *(own.gradients() if with_gradient else [])]
 
     def reconstruction_backward(
@@ -418,7 +419,7 @@ class Primitives:
         latent.seed, latent.log_scale, latent.samples, latent.free_bits = None, log_scale, 1, free_bits
         latent.low, latent.high = low, high
         if self.fill_elbo(data, latent, beta, losses):
-            check_unit_range(likelihood, recon, target)
+            check_domains(likelihood, recon, target)
         if data.grad is not None:
             losses.append(data.grad)
         return losses

@@ -41,7 +41,8 @@ NOISE_ON_CPU = 3e-6
 class Term(NamedTuple):
     """A number for each element, its size, and where 0 is as good: at the jump of a derivative.
 
-    ``lost`` is what a formula that is documented to be approximate may be off by, in the arithmetic of any dtype.
+    ``lost`` is what a formula that is documented to be approximate may be off by, in the arithmetic of any dtype;
+    ``cancels`` joins the size where the textbook's formula is what runs: the reference, and a batched backward.
     """
 
     value: Tensor
@@ -49,6 +50,7 @@ class Term(NamedTuple):
     either: Tensor | None = None
     diverged: Tensor | None = None  # where an infinite value is as good: KL itself is infinite, in this arithmetic
     lost: float | Tensor = 0.0
+    cancels: float | Tensor = 0.0
 
 
 class Nll(NamedTuple):
@@ -170,6 +172,108 @@ def laplace(y: Tensor, x: Tensor, scale: float) -> Nll:
     return Nll(Term(d + constant, d + abs(constant)), Term(s, s.abs()), Term(-s, s.abs()))
 
 
+COUNT_EPS = 1e-8
+SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)  # of log Γ: B₂ₖ/(2k·(2k − 1))
+
+
+def remainder(z: Tensor) -> Tensor:
+    """log Γ(z) beyond Stirling's (z − ½)·log z − z + ½·log 2π, for z ≥ 20."""
+    return sum(c * z ** -(2 * k + 1) for k, c in enumerate(SERIES))  # type: ignore[return-value]
+
+
+def log_quotient(a: Tensor, b: Tensor) -> Tensor:
+    """log(a/b), by what the two differ by where they are close."""
+    return torch.where((a - b).abs() < 0.5 * b, torch.log1p((a - b) / b), torch.log(a / b))
+
+
+def rounded(y: Tensor, unit: float) -> Tensor:
+    """How much of y + 1e-8 is lost where it is rounded: nothing where y alone is what is left."""
+    return (COUNT_EPS / (y + COUNT_EPS)).clamp(max=unit)
+
+
+def poisson(y: Tensor, x: Tensor, _: float, unit: float) -> Nll:
+    rate = y + COUNT_EPS
+    large = x >= 20
+    z = torch.where(large, x, 20.0)
+    log_x = torch.where(x > 0, x * log_quotient(x.clamp(min=1), rate), 0.0)
+    by_series = log_x + 0.5 * torch.log(2 * math.pi * z) + remainder(z)
+    few = torch.where(large, 0.0, x)
+    value = (y - torch.where(large, x, 0.0)) + torch.where(large, by_series, torch.lgamma(few + 1) - few * rate.log())
+    # a quarter of x: without fused multiply-adds, c/rate is rounded for good
+    size = (y - x).abs() + 8 + log_x.abs() + 0.25 * x + torch.log1p(x) + few * (1 + rate.log().abs())
+    lost = rounded(y, unit)
+    return Nll(
+        Term(value, size, lost=x * lost, cancels=y + x * rate.log().abs() + torch.lgamma(x + 1).abs()),
+        Term((rate - x) / rate, (rate - x).abs() / rate, lost=x / rate * lost),
+        Term(torch.digamma(x + 1) - rate.log(), torch.digamma(x + 1).abs() + rate.log().abs() + 1),
+    )
+
+
+def poisson_log_rate(y: Tensor, x: Tensor, _: float, unit: float) -> Nll:
+    rate, log_x = torch.exp(y), torch.log(x.clamp(min=1))
+    value = rate - x * y + torch.lgamma(x + 1)
+    size = rate + x * (y.abs() + log_x + 1) + log_x + 8
+    return Nll(
+        Term(value, size),
+        Term(rate - x, rate + x),
+        Term(torch.digamma(x + 1) - y, torch.digamma(x + 1).abs() + y.abs()),
+    )
+
+
+def negative_binomial(y: Tensor, x: Tensor, theta: float | Tensor, unit: float) -> Nll:
+    """By Stirling's series where x, and where θ, is 20 or more; else by the functions of torch."""
+    t = torch.as_tensor(theta, dtype=y.dtype, device=y.device).expand(y.shape)
+    mean, lifted, b = y + COUNT_EPS, t + COUNT_EPS, x + t
+    total = lifted + y
+    grown, growth = t * torch.log1p(y / lifted), torch.log1p(x / t)
+    many, much = x >= 20, t >= 20
+    c, a, safe_b = torch.where(many, x, 20.0), torch.where(much, t, 20.0), torch.where(b >= 20, b, 20.0)
+    # log Γ(x + θ) − log Γ(θ), and log x!, each without x·log b − x, which the two have in common by the series
+    rising = torch.where(
+        much,
+        (a - 0.5) * torch.log1p(x / a) + remainder(safe_b) - remainder(a),
+        torch.where(
+            many,
+            (t - 0.5) * torch.log(safe_b) - t + 0.5 * math.log(2 * math.pi) + remainder(safe_b) - torch.lgamma(t),
+            torch.lgamma(b) - torch.lgamma(t) - x * torch.log(b) + x,
+        ),
+    )
+    odds = (mean / total) * b
+    log_factorial = torch.where(
+        many, 0.5 * torch.log(2 * math.pi * c) + remainder(c), torch.lgamma(torch.where(many, 1.0, x) + 1)
+    )
+    start = torch.where(many, 0.0, x)
+    log_odds = torch.where(many, log_quotient(odds, c), torch.log(odds))
+    value = grown - torch.where(x > 0, x * log_odds, 0.0) + start - rising + log_factorial
+    size = grown + x * (log_odds.abs() + 1) + (t + 16) * growth + 24 * torch.log(b + 16) + t.log().abs() + 8
+    slope = torch.log1p(y / lifted) + (t / lifted * (x - y) + x * COUNT_EPS / lifted) / total
+    slopes = torch.where(
+        much,
+        growth - 0.5 * (1 / b - 1 / t) + digamma_remainder(safe_b) - digamma_remainder(a),
+        torch.digamma(b) - torch.digamma(t),
+    )
+    digammas = torch.digamma(b).abs() + torch.digamma(t).abs()  # torch's own are off by some of their ulps
+    slope_size = torch.log1p(y / lifted) + growth + (x - y).abs() / total + torch.where(t < 8, 4 + 1 / t + 1 / b, 1 / t)
+    lost, far = rounded(y, unit), (mean - x).abs() / mean
+    small = torch.finfo(torch.float32 if unit > 2.0**-50 else torch.float64).tiny  # θ/(θ + y) may underflow
+    return Nll(
+        Term(value, size, lost=x * lost, cancels=sum(torch.lgamma(z).abs() for z in (b, t, x + 1))),
+        Term(t / total * (mean - x) / mean, t / total * far, lost=t / total * x / mean * lost + small * far),
+        Term(
+            torch.digamma(x + 1) - torch.digamma(b) - (mean / total).log(),
+            torch.digamma(x + 1).abs() + torch.digamma(b).abs() + (mean / total).log().abs() + 1,
+        ),
+        Term(slope - slopes, slope_size, lost=torch.where(much, 0.0, 2.0**-51 * digammas), cancels=digammas),
+    )
+
+
+def digamma_remainder(z: Tensor) -> Tensor:
+    """The derivative of ``remainder``."""
+    return sum(-(2 * k + 1) * c * z ** -(2 * k + 2) for k, c in enumerate(SERIES))  # type: ignore[return-value]
+
+
+#: of counts, whose formulas know the unit of the arithmetic that is judged, too
+COUNTS = {"poisson": poisson, "poisson_log_rate": poisson_log_rate, "negative_binomial": negative_binomial}
 NLL = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import fastvae
-from fastvae.kernels.likelihoods import LIKELIHOODS
+from fastvae.kernels.likelihoods import LIKELIHOODS, OF_COUNTS, Domain
 
 import formulas
-from formulas import CHAIN, FACTOR, NLL, NOISE, NOISE_ON_CPU, ULPS, Term, ulp
+from formulas import CHAIN, COUNTS, FACTOR, NLL, NOISE, NOISE_ON_CPU, ULPS, Term, ulp
 from table import TARGETS, on
 
 INF, NAN = float("inf"), float("nan")
@@ -33,6 +33,9 @@ RECONSTRUCTIONS: dict[str, tuple[str, str]] = {
     "l1": ("l1", ""),
     "gaussian_nll": ("gaussian", "var"),
     "laplace_nll": ("laplace", "scale"),
+    "poisson_nll": ("poisson", ""),
+    "poisson_nll_with_log_rate": ("poisson_log_rate", ""),
+    "negative_binomial_nll": ("negative_binomial", "dispersion"),
 }
 #: parameter that may be a tensor → public function, likelihood, and what its values are drawn from
 PARAMETERS: dict[str, tuple[str, str, str]] = {
@@ -40,6 +43,7 @@ PARAMETERS: dict[str, tuple[str, str, str]] = {
     "logvar": ("gaussian_nll", "gaussian", "logvar"),
     "scale": ("laplace_nll", "laplace", "positive"),
     "log_scale": ("laplace_nll", "laplace", "logvar"),
+    "dispersion": ("negative_binomial_nll", "negative_binomial", "dispersion"),
 }
 #: its shape, of that of recon
 BROADCAST: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
@@ -68,7 +72,7 @@ class Case:
     layouts: tuple[str, ...] = ("contiguous",) * 6
     values: tuple[int, ...] = (0,) * 6
     specials: int = 0  # so many special values in each tensor
-    outside: bool = False  # a value outside [0, 1], or a variance not above 0, where that is an error
+    outside: bool = False  # a value outside its domain, or a variance not above 0, where that is an error
     reduction: str = "batchmean"
     std: bool = False  # σ in place of log σ²
     prior: str = ""  # "full", or which dimensions are broadcast
@@ -131,6 +135,18 @@ DRAWS: dict[str, list[Callable[[Any], Tensor]]] = {
         lambda r: 10 ** r.uniform(-30, 30),
         lambda r: r.uniform(0.5, 2.5).round(),
     ],
+    "count": [
+        lambda r: r.uniform(0, 4).floor(),
+        lambda r: r.uniform(0, 40).floor(),
+        lambda r: (10 ** r.uniform(0, 6)).floor(),
+        lambda r: (10 ** r.uniform(0, 20)).floor(),
+    ],
+    "mean": [
+        lambda r: r.normal().exp(),
+        lambda r: r.uniform(0, 40).floor(),
+        lambda r: 10 ** r.uniform(-3, 6),
+        lambda r: 10 ** r.uniform(-30, 30),
+    ],
 }
 SPECIALS: dict[str, list[float]] = {
     "logits": [0.0, -0.0, 1e-45, -1e-45, 0.5, -0.5, 17, -17, 88, -88, 104, -104, 1e4, -1e4, INF, -INF, NAN],
@@ -140,6 +156,19 @@ SPECIALS: dict[str, list[float]] = {
     "logvar": [0.0, -0.0, 1e-45, 87, -87, 88.8, 100, -100, -104, 200, -200, 1e4, -1e4, INF, -INF, NAN],
     "std": [0.0, -0.0, 1e-45, 1e-30, 1e-4, 1e19, 1e20, INF, NAN],
     "positive": [1e-300, 1e-45, 4e-39, 1e-30, 0.159, 0.5, 1e4, 1e19, 4e37, 3e38, INF, NAN],
+    "count": [0.0, -0.0, 1, 2, 6, 7, 8, 9, 170, 2.0**23, 2.0**24, 1e9, 1e20, NAN],
+    "mean": [0.0, -0.0, 1e-45, 1e-38, 1e-12, 1e-8, 1e-4, 1.0, 7.0, 1e4, 1e9, 1e20, NAN],
+    "dispersion": [1e-300, 1e-45, 4e-39, 1e-30, 0.5, 7.99, 8.0, 1e4, 1e19, NAN],
+}
+DRAWS["dispersion"] = [*DRAWS["positive"][:2], lambda r: 10 ** r.uniform(-30, 25), DRAWS["positive"][3]]
+POSITIVE = ("positive", "dispersion")
+FINITE = ("count", "mean", "dispersion")  # infinite ones are NaN in some term of any formula
+#: a role whose numbers the call looks at, and what it says of others
+DOMAINS = {
+    "probs": (Domain.UNIT, r"must lie in \[0, 1\]"),
+    "unit": (Domain.UNIT, r"must lie in \[0, 1\]"),
+    "count": (Domain.COUNT, "must be counts"),
+    "mean": (Domain.NOT_NEGATIVE, "must be at least 0"),
 }
 
 
@@ -184,8 +213,9 @@ def roles(case: Case) -> list[str]:
     if case.op in ("reparameterize", "gaussian_kl", "sample_with_kl"):
         return latent
     row = LIKELIHOODS[case.likelihood]
-    recon = {"logits": "logits", "probs": "probs"}.get(row.recon, "real")
-    pair = [recon, "unit" if row.unit_target else "real"]
+    recon = {"logits": "logits", "probs": "probs", "rate": "mean", "log_rate": "logvar"}.get(row.recon, "real")
+    recon = "mean" if row.recon_domain is Domain.NOT_NEGATIVE else recon
+    pair = [recon, {Domain.UNIT: "unit", Domain.COUNT: "count"}.get(row.target_domain, "real")]
     parameter = [PARAMETERS[case.parameter][2]] if case.parameter else []
     return pair + ([] if case.op in RECONSTRUCTIONS else latent) + parameter
 
@@ -230,13 +260,18 @@ def tensors(case: Case) -> list[Tensor]:
                     draw.integers(case.specials, values.numel()), draw.integers(case.specials, len(pool)), strict=True
                 ):
                     values.view(-1)[at] = pool[which]
-            if case.outside and role in ("probs", "unit") and values.numel():
-                values.view(-1)[draw.integers(1, values.numel())[0]] = (1.5, -0.25, INF, -INF)[case.seed % 4]
-            if role == "positive" and case.outside and values.numel():
+            if case.outside and role in DOMAINS and values.numel():
+                beyond = (1.5, -0.25, 0.5 if role in FINITE else INF, -INF)[case.seed % 4]
+                values.view(-1)[draw.integers(1, values.numel())[0]] = beyond
+            if role in FINITE:
+                values = values.clamp(max=torch.finfo(dtype).max)
+            if role in POSITIVE and case.outside and values.numel():
                 values = values - values.max()
-            elif role == "positive":  # rounding may give 0; in float32, 1/v, 2v and 2πv must be normal numbers
+            elif role in POSITIVE:  # rounding may give 0; in float32, 1/v, 2v and 2πv must be normal numbers
                 info = torch.finfo(dtype)
                 low, high = (0.0, INF) if case.dtypes[0] == torch.float64 else (1.2e-38, min(5e37, info.max))
+                if role == "dispersion":  # and so must Γ(θ + 8)/Γ(θ) over that of θ + x, and what 65,536/θ add up to
+                    low = 1e-280 if case.dtypes[0] == torch.float64 else 1e-30
                 values = values.clamp(max(low, info.smallest_normal * info.eps), high)
             # rounding may leave [0, 1], where only a target's rounding is forgiven
             if role == "probs" and not case.outside:
@@ -355,7 +390,10 @@ class Oracle:
     Without a ``narrow`` one, it is that: its arithmetic is the accumulator's, and its infinities and NaNs are allowed.
     """
 
-    def __init__(self, case: Case, inputs: list[Tensor], backend_noise: float, narrow: Oracle | None):
+    def __init__(
+        self, case: Case, inputs: list[Tensor], backend_noise: float, narrow: Oracle | None, textbook: bool = False
+    ):
+        self.textbook = textbook
         self.case, self.inputs, self.noise, self.wide = case, inputs, backend_noise, narrow is not None
         self.outputs: list[Expected] = []
         self.dtypes: list[torch.dtype] = []
@@ -380,7 +418,8 @@ class Oracle:
 
     def arithmetic(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         t = t.detach().resolve_neg()
-        t = t.to(dtype) / 255 if t.dtype == torch.uint8 else t.to(dtype)
+        pixels = t.dtype == torch.uint8 and self.case.likelihood not in OF_COUNTS
+        t = t.to(dtype) / 255 if pixels else t.to(dtype)
         return t.double() if self.wide else t
 
     def reduction(self) -> str:
@@ -390,7 +429,14 @@ class Oracle:
         case, (recon, target) = self.case, self.inputs[:2]
         self.accumulated = dtype = accumulator(recon.dtype)
         y, x = self.arithmetic(recon, dtype), self.arithmetic(target.reshape(recon.shape), dtype)
-        if case.parameter:
+        if case.likelihood in COUNTS:
+            p = self.arithmetic(self.parameter, dtype) if case.parameter else case.number
+            self.nll = COUNTS[case.likelihood](y, x, p, ulp(dtype))
+            if not case.parameter:
+                self.nll = self.nll._replace(by_parameter=None)
+            if self.textbook:
+                self.nll = formulas.Nll(*(t if t is None else self.by_textbook(t) for t in self.nll))
+        elif case.parameter:
             p = self.arithmetic(self.parameter, dtype)
             on_gpu = self.noise != NOISE_ON_CPU and dtype == torch.float32  # Triton's exp of p, as in lost_in_exp
             self.nll = formulas.of_tensor(
@@ -408,9 +454,15 @@ class Oracle:
             value = self.nll.value
             self.nll = self.nll._replace(value=value._replace(value=value.value.masked_fill(y.isinf(), NAN)))
         reduction = self.reduction()
-        more = FACTOR if LIKELIHOODS[case.likelihood].unit_target else 0.0
+        more = FACTOR if LIKELIHOODS[case.likelihood].target_domain is Domain.UNIT else 0.0
         self.outputs.append(reduced(self.nll.value, reduction, dtype, more))
         self.dtypes.append(recon.dtype if reduction == "none" else dtype)
+
+    def by_textbook(self, term: Term) -> Term:
+        """Two logarithms of Γ, or two digammas, are computed and subtracted: two infinities among them."""
+        cancels = torch.as_tensor(term.cancels)
+        value = term.value if self.wide else term.value.masked_fill(cancels.isinf(), NAN)
+        return term._replace(value=value, size=term.size + cancels)
 
     def latent(self, first: int, narrow: Oracle | None) -> None:
         case, inputs = self.case, self.inputs[first:]
@@ -550,7 +602,7 @@ def compare(what: str, got: Tensor, want: Expected, eager: Expected, roundings: 
     def near(w: Tensor) -> Tensor:
         slack = want.slack + roundings * unit * w.abs() + 2 * info.tiny * info.eps * (1 + upstream)
         finite = g.isfinite() & w.isfinite() & ((g - w).abs() <= slack)
-        beyond = g.isinf() & (g.sign() == w.sign()) & (w.abs() + slack >= info.max * (1 - unit))
+        beyond = g.isinf() & (g.sign() * w + slack >= info.max * (1 - unit))
         return (g == w) | (g.isnan() & w.isnan()) | finite | beyond
 
     ok = near(want.value)
@@ -596,7 +648,9 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     if case.op == "elbo_loss":
         beta = torch.tensor(case.beta) if case.beta_tensor else case.beta
         options = {"likelihood": case.likelihood, "beta": beta, "free_bits": case.free_bits}
-        options["likelihood_parameters"] = tensor
+        options["likelihood_parameters"] = tensor or (
+            {"dispersion": case.number} if case.likelihood == "negative_binomial" else {}
+        )
         return list(fastvae.elbo_loss(*inputs[:2], rest[0], **latent, **options, reduction=case.reduction))
     if case.op == "reparameterize":
         return [fastvae.reparameterize(rest[0], **latent, samples=case.samples, seed=case.seed)]
@@ -608,12 +662,21 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
 
 def refusal(case: Case, inputs: list[Tensor]) -> str:
     """What the error says that the values ask for, if they do: they may have been overwritten by the layout."""
-    for t, role in zip(inputs, roles(case), strict=True):
-        low, high = (0, 1) if role == "probs" else (-1e-6, 1 + 1e-6)
-        if role in ("probs", "unit") and t.dtype != torch.uint8 and bool(((t < low) | (t > high)).any()):
-            return r"must lie in \[0, 1\]"
-        if role == "positive" and bool((t <= 0).any()):
+    given = list(zip(inputs, roles(case), strict=True))
+    for t, role in given:  # arguments before data
+        if role in POSITIVE and bool((t <= 0).any()):
             return f"{case.parameter} must be > 0"
+    for t, role in reversed(given):
+        if role in DOMAINS and t.dtype != torch.uint8:
+            domain, says = DOMAINS[role]
+            slack = 1e-6 if role == "unit" else 0.0
+            wrong = t < -slack
+            if domain is Domain.UNIT:
+                wrong = wrong | (t > 1 + slack)
+            if domain is Domain.COUNT:
+                wrong = wrong | ((t % 1 != 0) & t.isfinite())
+            if bool(wrong.any()):
+                return says
     return ""
 
 
@@ -624,20 +687,21 @@ class Trial:
         self.case, self.inputs = case, tensors(case)
         self.before = [t.clone() for t in self.inputs]
         self.refused = refusal(case, self.inputs)
-        self.oracles: dict[float, tuple[Oracle, Oracle]] = {}
+        self.oracles: dict[tuple[float, bool], tuple[Oracle, Oracle]] = {}
         self.expected: dict[Any, tuple[list[Expected | None], list[Expected | None]]] = {}
 
-    def oracle(self, noise: float) -> tuple[Oracle, Oracle]:
-        if noise not in self.oracles:
-            eager = Oracle(self.case, self.inputs, noise, None)
-            self.oracles[noise] = Oracle(self.case, self.inputs, noise, eager), eager
-        return self.oracles[noise]
+    def oracle(self, noise: float, textbook: bool = False) -> tuple[Oracle, Oracle]:
+        key = noise, textbook
+        if key not in self.oracles:
+            eager = Oracle(self.case, self.inputs, noise, None, textbook)
+            self.oracles[key] = Oracle(self.case, self.inputs, noise, eager, textbook), eager
+        return self.oracles[key]
 
-    def gradients(self, noise: float, turn: int, given: list[Tensor | None]) -> Any:
+    def gradients(self, oracle: tuple[float, bool], turn: int, given: list[Tensor | None]) -> Any:
         """Expected and eager; the upstream gradients follow from the case and the turn."""
-        key = noise, turn, tuple(u is None for u in given)
+        key = oracle, turn, tuple(u is None for u in given)
         if key not in self.expected:
-            want, eager = self.oracle(noise)
+            want, eager = self.oracle(*oracle)
             self.expected[key] = want.gradients(given), eager.gradients(given)
         return self.expected[key]
 
@@ -656,8 +720,8 @@ class Trial:
                     call(case, leaves)
                 return
             outputs = call(case, leaves)
-            noise = NOISE.get(target, NOISE_ON_CPU)
-            want, eager = self.oracle(noise)
+            oracle = NOISE.get(target, NOISE_ON_CPU), target == "torch" or case.backward == "batched"
+            want, eager = self.oracle(*oracle)
             assert len(outputs) == len(want.outputs)
             for k, output in enumerate(outputs):
                 assert output.dtype == want.dtypes[k], f"output {k} is {output.dtype}, not {want.dtypes[k]}"
@@ -665,11 +729,13 @@ class Trial:
             used = [k for k in range(len(outputs)) if case.used >> k & 1] or [0]
             used = [k for k in used if outputs[k].requires_grad]
             if used and any(leaf.requires_grad for leaf in leaves):
-                self.backward(noise, outputs, leaves, used)
+                self.backward(oracle, outputs, leaves, used)
         for k, (t, kept) in enumerate(zip(self.inputs, self.before, strict=True)):
             assert same(t, kept), f"input {k} was written to"
 
-    def backward(self, noise: float, outputs: list[Tensor], leaves: list[Tensor], used: list[int]) -> None:
+    def backward(
+        self, oracle: tuple[float, bool], outputs: list[Tensor], leaves: list[Tensor], used: list[int]
+    ) -> None:
         case, differentiable = self.case, [k for k, leaf in enumerate(leaves) if leaf.requires_grad]
         wanted, losses = [leaves[k] for k in differentiable], [outputs[k] for k in used]
         turns = 1 if case.backward == "once" else 2
@@ -688,7 +754,7 @@ class Trial:
             given: list[Tensor | None] = [None] * len(outputs)
             for k, u in zip(used, upstream, strict=True):
                 given[k] = u
-            expected, plain = self.gradients(noise, turn, given)
+            expected, plain = self.gradients(oracle, turn, given)
             largest = max((u.double().abs().nan_to_num(0).max().item() for u in upstream if u.numel()), default=0.0)
             for k, grad in zip(differentiable, grads, strict=True):
                 what, e, p = f"gradient of input {k}, turn {turn}", expected[k], plain[k]

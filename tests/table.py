@@ -15,6 +15,8 @@ from torch import Tensor
 
 import fastvae
 
+import formulas
+
 DEVICE = os.environ.get("FASTVAE_TEST_DEVICE", "cpu")  # where conftest.py has tensors made
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels are among the CPU backends, and slow
 BACKENDS = [n for n, s in fastvae.backends().items() if s.available and {DEVICE, "any"} & set(s.devices)]
@@ -42,6 +44,7 @@ class Op(NamedTuple):
     inputs: Callable[..., list[Tensor]]
     eager: Callable[..., Tensor]
     differentiable: int
+    counts: bool = False  # the target is counts, which no finite difference moves
 
 
 def logits_and_target(*shape: int) -> list[Tensor]:
@@ -72,6 +75,46 @@ def mean_scale_and_target(*shape: int) -> list[Tensor]:
 def mean_log_scale_and_target(*shape: int) -> list[Tensor]:
     mean, target = logits_and_target(*shape)
     return [mean, torch.randn(*shape, dtype=torch.float64), target]
+
+
+def mean_and_count(*shape: int) -> list[Tensor]:
+    mean = torch.randn(*shape, dtype=torch.float64).mul(1.5).exp()
+    return [mean, torch.poisson(mean)]
+
+
+def log_rate_and_count(*shape: int) -> list[Tensor]:
+    """Small: l·x, which is rounded, cancels against log x! in the formula as it is written."""
+    log_rate = torch.randn(*shape, dtype=torch.float64) * 0.7
+    return [log_rate, torch.poisson(log_rate.exp())]
+
+
+def mean_dispersion_and_count(*shape: int) -> list[Tensor]:
+    mean, count = mean_and_count(*shape)
+    return [mean, torch.randn(*shape, dtype=torch.float64).mul(2).exp(), count]
+
+
+def poisson(y: Tensor, x: Tensor) -> Tensor:
+    return F.poisson_nll_loss(y, x, log_input=False, reduction="none") + torch.lgamma(x + 1)
+
+
+def poisson_log_rate(y: Tensor, x: Tensor) -> Tensor:
+    return F.poisson_nll_loss(y, x, reduction="none") + torch.lgamma(x + 1)
+
+
+def negative_binomial(mean: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+    """Minus ``log_nb_positive`` of scvi-tools."""
+    log_total = torch.log(theta + mean + 1e-8)
+    log_gammas = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return theta * (log_total - torch.log(theta + 1e-8)) + x * (log_total - torch.log(mean + 1e-8)) - log_gammas
+
+
+def poisson_exactly(rate: Tensor, x: Tensor) -> Tensor:
+    return formulas.poisson(rate, x, 0.0, 0.0).value.value
+
+
+def negative_binomial_exactly(mean: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+    """The textbook's logarithms of Γ cancel, in float64 too."""
+    return formulas.negative_binomial(mean, x, theta, 0.0).value.value
 
 
 def clipped_bce(y: Tensor, x: Tensor) -> Tensor:
@@ -180,6 +223,26 @@ OPS: dict[str, Op] = {
         mean_log_scale_and_target,
         lambda y, log_scale, x: -torch.distributions.Laplace(y, log_scale.exp(), validate_args=False).log_prob(x),
         2,
+    ),
+    "poisson_nll": Op(fastvae.poisson_nll, poisson_exactly, mean_and_count, poisson, 1, counts=True),
+    "poisson_nll_with_log_rate": Op(
+        fastvae.poisson_nll_with_log_rate, poisson_log_rate, log_rate_and_count, poisson_log_rate, 1, counts=True
+    ),
+    "negative_binomial_nll": Op(
+        lambda y, x, **kw: fastvae.negative_binomial_nll(y, x, dispersion=1.7, **kw),
+        lambda y, x: negative_binomial_exactly(y, torch.full_like(y, 1.7), x),
+        mean_and_count,
+        lambda y, x: negative_binomial(y, torch.full_like(y, 1.7), x),
+        1,
+        counts=True,
+    ),
+    "negative_binomial_nll_dispersion": Op(
+        lambda y, theta, x, **kw: fastvae.negative_binomial_nll(y, x, dispersion=theta, **kw),
+        negative_binomial_exactly,
+        mean_dispersion_and_count,
+        negative_binomial,
+        2,
+        counts=True,
     ),
     "gaussian_kl": Op(fastvae.gaussian_kl, kl_logvar, mu_and_logvar, kl_logvar, 2),
     "gaussian_kl_std": Op(lambda mu, std, **kw: fastvae.gaussian_kl(mu, std=std, **kw), kl_std, mu_and_std, kl_std, 2),

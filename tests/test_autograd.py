@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import threading
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastvae
+from fastvae.kernels.likelihoods import OF_COUNTS
 
 from table import BACKENDS, DEVICE, INTERPRETED, OPS, reduce, value_and_gradients
 
@@ -116,8 +118,12 @@ def test_elbo_is_the_sum_of_its_terms(backend: str, likelihood: str, reduction: 
         "laplace": fastvae.laplace_nll,
         "mse": fastvae.mse,
         "l1": fastvae.l1,
+        "poisson": fastvae.poisson_nll,
+        "poisson_log_rate": fastvae.poisson_nll_with_log_rate,
+        "negative_binomial": functools.partial(fastvae.negative_binomial_nll, dispersion=0.7),
     }[likelihood]
-    recon, target = OPS["bce"].inputs(5, 3, 7)
+    parameters = {"dispersion": 0.7} if likelihood == "negative_binomial" else {}
+    recon, target = OPS["poisson_nll" if likelihood in OF_COUNTS else "bce"].inputs(5, 3, 7)
     mu, std = OPS["gaussian_kl_std"].inputs(5, 4)
 
     def parts(recon: Tensor, mu: Tensor, std: Tensor) -> Tensor:
@@ -126,7 +132,7 @@ def test_elbo_is_the_sum_of_its_terms(backend: str, likelihood: str, reduction: 
 
     def whole(recon: Tensor, mu: Tensor, std: Tensor) -> Tensor:
         options = {"likelihood": likelihood, "beta": beta, "free_bits": 0.2, "reduction": reduction}
-        return fastvae.elbo_loss(recon, target, mu, std=std, **options).loss
+        return fastvae.elbo_loss(recon, target, mu, std=std, likelihood_parameters=parameters, **options).loss
 
     want, want_grads = value_and_gradients(parts, [recon, mu, std], 3)
     got, grads = value_and_gradients(whole, [recon, mu, std], 3)

@@ -48,6 +48,7 @@ numbers = {
     "eps": st.sampled_from((1e-8, 1e-12, 1e-4, 0.1, 0.4999, 1e-30)),
     "var": st.sampled_from((1.0, 0.7, 1e-6, 100.0, 1e-30, 1e30)),
     "scale": st.sampled_from((1.0, 0.3, 1e-6, 100.0, 1e-30, 1e30)),
+    "dispersion": st.sampled_from((1.0, 0.3, 1e-6, 7.9, 8.0, 100.0, 1e7, 1e25)),
 }
 clamps = st.sampled_from((None, None, (-30.0, 20.0), (-0.5, 0.7), (-math.inf, 1.0), (-1.0, math.inf), (0.0, 0.0)))
 free_bits = st.sampled_from((0.0, 0.0, 0.4, 2.0, 1e-6, 1e4))
@@ -121,14 +122,14 @@ def latent(draw: st.DrawFn) -> Case:
 @st.composite
 def elbo(draw: st.DrawFn) -> Case:
     plain = draw(st.sampled_from((True, True, True, False)))
-    likelihoods = tuple(name for name in formulas.NLL if name != "bernoulli_probs_log_clamped")
+    likelihoods = tuple(name for name in (*formulas.NLL, *formulas.COUNTS) if name != "bernoulli_probs_log_clamped")
     likelihood = draw(st.sampled_from(likelihoods)) if plain else "bernoulli_probs_log_clamped"
     fields = {key: draw(value) for key, value in common.items()}
     std = plain and draw(st.booleans())
     return Case(
         "elbo_loss" if plain else "vae_loss",
         likelihood,
-        DEFAULT_NUMBERS[likelihood],
+        DEFAULT_NUMBERS[likelihood] or draw(numbers["dispersion"]),
         draw(shapes),
         draw(st.sampled_from(((2,), (20,), (0,), (), (3, 5)))),
         dtypes=draw(mixed(4, True)),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastvae
 from fastvae.benchmarks.memory import peak_extra_bytes
-from fastvae.kernels.likelihoods import NAMES
+from fastvae.kernels.likelihoods import NAMES, OF_COUNTS
 
 from table import BACKENDS, DEVICE
 
@@ -27,6 +27,8 @@ TERMS = {
     "laplace": fastvae.laplace_nll,
     "mse": fastvae.mse,
     "l1": fastvae.l1,
+    "poisson": fastvae.poisson_nll,
+    "poisson_log_rate": fastvae.poisson_nll_with_log_rate,
 }
 
 
@@ -88,14 +90,23 @@ def test_it_is_the_two_calls(backend: str, dtype: torch.dtype, reduction: str, c
         promise(inputs(dtype=dtype), reduction=reduction, chunk=chunk)
 
 
-@pytest.mark.parametrize("likelihood", NAMES)
+@pytest.mark.parametrize("likelihood", TERMS)
 def test_every_likelihood(likelihood: str) -> None:
     hidden, weight, bias, target = inputs()
-    if likelihood == "bernoulli_probs":
+    if likelihood in OF_COUNTS:
+        target = (4 * target).floor()
+    if likelihood in ("bernoulli_probs", "poisson"):
         assert bias is not None
         hidden, weight, bias = hidden.detach().abs(), weight.detach().abs() / 40, bias.detach() * 0
         hidden, weight, bias = (t.requires_grad_() for t in (hidden, weight, bias))
     promise((hidden, weight, bias, target), likelihood=likelihood, chunk=3)
+
+
+def test_a_likelihood_that_needs_a_number_is_refused() -> None:
+    """The others are all above."""
+    for likelihood in set(NAMES) - set(TERMS):
+        with pytest.raises(ValueError, match="needs its dispersion"):
+            fastvae.linear_bce(*inputs(), likelihood=likelihood)
 
 
 @pytest.mark.parametrize("lead", [(1,), (64,), (3, 4), (2, 3, 4)], ids=str)
@@ -251,7 +262,7 @@ ERRORS: list[tuple[tuple, dict[str, Any], type[Exception], str]] = [
     ((HIDDEN, WEIGHT, BIAS.long(), TARGET), {}, TypeError, "bfloat16 or float16, got int64"),
     ((HIDDEN, WEIGHT.to("meta"), BIAS, TARGET), {}, ValueError, "weight must be on the device of hidden, cpu, got"),
     ((HIDDEN, WEIGHT, BIAS, TARGET), {"reduction": "none"}, ValueError, "got 'none': its result is as large"),
-    ((HIDDEN, WEIGHT, BIAS, TARGET), {"likelihood": "bce"}, ValueError, "'laplace', got 'bce'"),
+    ((HIDDEN, WEIGHT, BIAS, TARGET), {"likelihood": "bce"}, ValueError, "'negative_binomial', got 'bce'"),
     ((HIDDEN, WEIGHT, BIAS, TARGET), {"chunk": 0}, ValueError, "chunk must be at least 1 example, got 0"),
     ((HIDDEN, WEIGHT, BIAS, TARGET), {"chunk": 2.5}, TypeError, "chunk must be an int or None, got float"),
     ((HIDDEN, WEIGHT, BIAS, TARGET + 2), {}, ValueError, "target must lie in [0, 1]"),

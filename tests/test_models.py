@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fastvae
+from fastvae.kernels.likelihoods import OF_IMAGES
 from fastvae.models import CVAE, VAE, ConvVAE, Model, build
 
 LABELS = torch.tensor([3, 1, 4])
@@ -16,7 +17,7 @@ def make(name: str, shape: tuple[int, ...] = (1, 8, 9), likelihood: str = "berno
 
 
 @pytest.mark.parametrize("name", ["vae", "cvae", "conv"])
-@pytest.mark.parametrize("likelihood", fastvae.functional.LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", OF_IMAGES)
 def test_interface(name: str, likelihood: str) -> None:
     model = make(name, likelihood=likelihood)
     y = LABELS if model.conditional else None

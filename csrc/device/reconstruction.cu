@@ -185,7 +185,9 @@ template <class TERM, class Y, class WORK>
 int64_t launch_for_target(const WORK& work, const Reconstruction& of, const Queue& queue) {
     if (of.target_type == of.recon_type) return launch_for_types<TERM, Y, Y>(work, queue);
     if constexpr (sizeof(Y) < 8) {  // beside float64, a target of another type is converted by torch
-        if (of.target_type == UINT8) return launch_for_types<TERM, Y, uint8_t>(work, queue);
+        if constexpr (TERM::TARGET != Domain::COUNT) {  // a byte is x/255: counts come as floats
+            if (of.target_type == UINT8) return launch_for_types<TERM, Y, uint8_t>(work, queue);
+        }
         if (of.target_type == FLOAT32) return launch_for_types<TERM, Y, float>(work, queue);
     }
     throw std::invalid_argument("target must be uint8, float32 or of the dtype of recon");

@@ -173,14 +173,13 @@ void reconstruction_backward(Reconstruction work, Reduction reduction, int threa
     run(FASTVAE_PICK(reconstruction_span), work, work.grid, 1, threads);
 }
 
-int64_t with_tensor(const WithTensor& work, int threads) {
+int with_tensor(const WithTensor& work, int threads) {
     const Reconstruction& of = work.of;
     advise(of.grad, of.grid.total, of.recon_type);
     advise(of.nll, of.grid.total, of.recon_type);
     advise(work.grad_parameter, of.grid.total, of.recon_type == FLOAT64 ? FLOAT64 : FLOAT32);
     const Rows pieces{(of.grid.rows + work.piece - 1) / work.piece, of.grid.cols * work.piece, of.grid.total};
-    run(FASTVAE_PICK(with_tensor_span), work, pieces, 1, threads);
-    return 1;
+    return run(FASTVAE_PICK(with_tensor_span), work, pieces, 1, threads);
 }
 
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads) {

@@ -22,17 +22,29 @@ constexpr int CODE<bfloat16> = BFLOAT16;
 template <>
 constexpr int CODE<float16> = FLOAT16;
 
-// The least and the greatest number seen; NaN is not seen.
-template <class V>
-struct Range {
+// Whether a number was seen outside the domain; NaN is not.
+template <Domain DOMAIN, class V>
+struct Watch {
     V least{}, greatest{};
+    typename lanes_of<V>::integer fractions{};
 
     FASTVAE_INLINE void see(V x) {
-        least = at_most(x, least);
-        greatest = at_least(x, greatest);
+        if constexpr (DOMAIN != Domain::REAL) least = at_most(x, least);
+        if constexpr (DOMAIN == Domain::UNIT) greatest = at_least(x, greatest);
+        // from 2²³ on a float has no fraction, and may not fit an integer
+        if constexpr (DOMAIN == Domain::COUNT) {
+            fractions |= (absolute(x) < constant<V>(8388608)) & (to_float(to_integer(x)) != x);
+        }
     }
-    FASTVAE_INLINE bool beyond_unit() const { return any((least < constant<V>(0)) | (greatest > constant<V>(1))); }
+    FASTVAE_INLINE bool outside() const {
+        return any((least < constant<V>(0)) | (greatest > constant<V>(1)) | fractions);
+    }
 };
+// A byte's x/255 needs no watching.
+template <class TERM, class V, class X>
+using WatchTarget = Watch<sizeof(X) == 1 ? Domain::REAL : TERM::TARGET, V>;
+template <class TERM, class V>
+using WatchRecon = Watch<TERM::RECON, V>;
 
 template <class T>
 FASTVAE_INLINE T smaller(T a, T b) {
@@ -43,9 +55,9 @@ template <class TERM, class Y, class X, bool WITH_GRADIENT>
 int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
     using V = vector_t<Y>;
     constexpr int LANES = lanes_of<V>::COUNT;
-    constexpr bool CHECK_TARGET = TERM::BOUNDED_TARGET && sizeof(X) > 1;
     const V parameter = constant<V>(work.parameter), weight = constant<V>(work.weight), one = constant<V>(1);
-    Range<V> range;
+    WatchTarget<TERM, V, X> targets;
+    WatchRecon<TERM, V> recons;
     for (int64_t row = first; row < last; ++row) {
         const int64_t begin = row * work.grid.cols, end = smaller(work.grid.cols, work.grid.total - begin);
         const Y* recon = static_cast<const Y*>(work.recon) + row * work.recon_stride;
@@ -58,8 +70,8 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
             int64_t j = start;
             for (; j + LANES <= stop; j += LANES) {
                 const V y = load(recon + j, V{}), x = load(target + j, V{});
-                if constexpr (CHECK_TARGET) range.see(x);
-                if constexpr (TERM::BOUNDED_RECON) range.see(y);
+                targets.see(x);
+                recons.see(y);
                 const Terms<V> terms = TERM::terms(y, x, parameter);
                 additive += terms.additive;
                 if constexpr (TERM::HAS_FACTOR) product *= terms.factor;
@@ -69,8 +81,8 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
                 const int count = static_cast<int>(stop - j);
                 const auto there = first_lanes<V>(count);
                 const V y = load_first(recon + j, count, V{}), x = load_first(target + j, count, V{});
-                if constexpr (CHECK_TARGET) range.see(x);
-                if constexpr (TERM::BOUNDED_RECON) range.see(y);
+                targets.see(x);
+                recons.see(y);
                 const Terms<V> terms = TERM::terms(y, x, parameter);
                 additive += there ? terms.additive : V{};
                 if constexpr (TERM::HAS_FACTOR) product *= there ? terms.factor : one;
@@ -81,7 +93,7 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
         }
         work.sums[row] = row_sum;
     }
-    return range.beyond_unit();
+    return targets.outside() || recons.outside();
 }
 
 // Elementwise nll, or the gradient for an upstream gradient given by row or by element.
@@ -90,10 +102,9 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
     using V = vector_t<Y>;
     using Scalar = typename lanes_of<V>::scalar;
     constexpr int LANES = lanes_of<V>::COUNT;
-    constexpr bool CHECK_TARGET = !BACKWARD && TERM::BOUNDED_TARGET && sizeof(X) > 1;
-    constexpr bool CHECK_RECON = !BACKWARD && TERM::BOUNDED_RECON;
     const V parameter = constant<V>(work.parameter);
-    Range<V> range;
+    WatchTarget<TERM, V, X> targets;
+    WatchRecon<TERM, V> recons;
     for (int64_t row = first; row < last; ++row) {
         const int64_t begin = row * work.grid.cols, end = smaller(work.grid.cols, work.grid.total - begin);
         const Y* recon = static_cast<const Y*>(work.recon) + row * work.recon_stride;
@@ -107,8 +118,10 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
             by_row = constant<V>(work.weight) * static_cast<const Scalar*>(work.upstream)[row * work.upstream_stride];
         }
         const auto value = [&](V y, V x, V factor) FASTVAE_LAMBDA {
-            if constexpr (CHECK_TARGET) range.see(x);
-            if constexpr (CHECK_RECON) range.see(y);
+            if constexpr (!BACKWARD) {
+                targets.see(x);
+                recons.see(y);
+            }
             if constexpr (BACKWARD) return TERM::terms(y, x, parameter).derivative * factor;
             else return TERM::nll(y, x, parameter);
         };
@@ -124,7 +137,7 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
             store_first(out + j, count, value(y, x, factor));
         }
     }
-    return range.beyond_unit();
+    return targets.outside() || recons.outside();
 }
 
 template <class TERM, class Y, class X>
@@ -149,6 +162,8 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
     constexpr int LANES = lanes_of<V>::COUNT;
     const Reconstruction& of = work.of;
     const V one = constant<V>(1);
+    WatchTarget<TERM, V, X> targets;
+    WatchRecon<TERM, V> recons;
     for (int64_t row = first * work.piece; row < smaller(last * work.piece, of.grid.rows); ++row) {
         const int64_t begin = row * of.grid.cols, end = smaller(of.grid.cols, of.grid.total - begin);
         const Y* recon = static_cast<const Y*>(of.recon) + row * of.recon_stride;
@@ -177,6 +192,8 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
             };
             const auto add = [&](V& total, V value) FASTVAE_LAMBDA { total += WHOLE || there ? value : V{}; };
             const V y = read(recon), x = read(target);
+            targets.see(x);
+            recons.see(y);
             V p = number;
             if constexpr (!BY_ROW) p = read(parameter);
             if constexpr (!BY_ROW && !WHOLE) p = there ? p : one;
@@ -207,7 +224,7 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
         if (of.sums != nullptr) of.sums[row] = row_sum;
         if (work.parameter_sums != nullptr) work.parameter_sums[row] = slope_sum;
     }
-    return 0;
+    return targets.outside() || recons.outside();
 }
 
 template <class T>
@@ -233,7 +250,10 @@ template <class F>
 auto with_types(const Reconstruction& work, F f) {
     return with_likelihood(work.likelihood, [&](auto term) {
         return with_dtype(work.recon_type, [&](auto y) {
-            if (work.target_type == UINT8) return f(term, y, uint8_t{});
+            // a byte is x/255: counts come as floats
+            if constexpr (decltype(term)::TARGET != Domain::COUNT) {
+                if (work.target_type == UINT8) return f(term, y, uint8_t{});
+            }
             if (work.target_type == CODE<decltype(y)>) return f(term, y, y);
             if (work.target_type == FLOAT32) return f(term, y, float{});
             throw std::invalid_argument("target must be uint8, float32 or of the dtype of recon");

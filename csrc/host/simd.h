@@ -91,6 +91,13 @@ FASTVAE_INLINE Double log(Double x) {
     return x;
 }
 FASTVAE_INLINE Double log_normal(Double x) { return log(x); }
+FASTVAE_INLINE Double square_root(Double x) {
+    for (int k = 0; k < lanes_of<Double>::COUNT; ++k) x[k] = std::sqrt(x[k]);
+    return x;
+}
+FASTVAE_INLINE Long to_integer(Double x) { return __builtin_convertvector(x, Long); }
+FASTVAE_INLINE Int to_integer(Float x) { return __builtin_convertvector(x, Int); }
+FASTVAE_INLINE Double to_float(Long x) { return __builtin_convertvector(x, Double); }
 
 template <class V>
 FASTVAE_INLINE double sum(V x) {

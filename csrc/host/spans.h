@@ -1,5 +1,5 @@
 // The host loops by instruction set, and how they are run. A span function works on rows first … last and returns whether
-// it saw a value outside [0, 1] that must not be. What it writes for a row does not depend on the span.
+// it saw a value outside its domain. What it writes for a row does not depend on the span.
 #pragma once
 
 #include <string>

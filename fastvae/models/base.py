@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, functional
-from ..kernels.likelihoods import LIKELIHOODS
+from ..kernels.likelihoods import LIKELIHOODS, OF_IMAGES
 
 
 class Output(NamedTuple):
@@ -37,7 +37,7 @@ class Model(nn.Module):
         data_shape: shape of one example, ``[C, H, W]``, ``[H, W]`` or ``[N]``.
         latent: elements of z.
         hidden: width of the hidden layers.
-        likelihood: what the decoder's output is; see :func:`fastvae.elbo_loss`.
+        likelihood: what the decoder's output is, one of images; see :func:`fastvae.elbo_loss`.
     """
 
     conditional: ClassVar[bool] = False
@@ -48,7 +48,7 @@ class Model(nn.Module):
 
     def __init__(self, data_shape: tuple[int, ...], latent: int, hidden: int, likelihood: str):
         super().__init__()
-        checks.likelihood(likelihood)
+        checks.likelihood(likelihood, OF_IMAGES)
         for name, value in (("latent", latent), ("hidden", hidden)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..functional import LIKELIHOODS
+from ..kernels.likelihoods import OF_IMAGES
 from ..models import MODELS
 from .data import SOURCES
 
@@ -40,7 +40,7 @@ class Config:
     model: str = _option("vae", "network", choices=tuple(MODELS))
     latent: int = _option(20, "elements of z", metavar="N", low=1)
     hidden: int = _option(None, f"width of hidden layers (default: {WIDTHS})", metavar="N", low=1)
-    likelihood: str = _option("bernoulli_logits", "reconstruction term", choices=LIKELIHOODS)
+    likelihood: str = _option("bernoulli_logits", "reconstruction term", choices=OF_IMAGES)
     beta: float = _option(1.0, "weight of the KL", metavar="WEIGHT")
     beta_warmup: int = _option(0, "raise beta from 0 over this many epochs", metavar="EPOCHS", low=0)
     free_bits: float = _option(0.0, "least KL of each latent element", metavar="NATS")

@@ -51,15 +51,15 @@ class Compiled(Primitives):
         )  # fmt: skip
 
     def fill_with_tensor(self, work: WithTensor) -> int:
-        """Returns how many sums it leaves for each row."""
+        """On a GPU it returns how many sums it leaves for each row."""
         recon, target = work.tensors[:2]
-        parts: int = self.native.with_tensor(
+        result: int = self.native.with_tensor(
             CODES[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype], work.rows, work.cols, work.total,
             *work.places[:4], work.tensor.kind == "row", work.piece, work.tensor.value.data_ptr(),
             work.tensor.stride, address(work.upstream), work.upstream_stride, work.by_element, work.weight,
             *map(address, work.buffers), *self.queue(recon, 0)[0],
         )  # fmt: skip
-        return parts
+        return result
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         if upstream.dtype not in (torch.float32, torch.float64):

@@ -66,10 +66,10 @@ class Numba(Primitives):
             work.parameter, *weight,
         )  # fmt: skip
 
-    def fill_with_tensor(self, work: WithTensor) -> None:
+    def fill_with_tensor(self, work: WithTensor) -> int:
         recon, target = work.tensors[:2]
         types = IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype]
-        threads.run(
+        return threads.run(
             reconstruction.with_tensor(*types, work.tensor.kind == "row", work.by_element),
             work.pieces, work.piece * work.cols, work.piece, work.rows, work.cols, work.total, *work.places[:4],
             work.tensor.value.data_ptr(), work.tensor.stride, address(work.upstream), work.upstream_stride,

@@ -66,17 +66,37 @@ multiply_high = _function(u32, (u32, u32), _multiply_high)
 multiply_low = _function(u32, (u32, u32), lambda b, x, y: b.mul(x, y))
 
 
-@intrinsic
-def outside_unit(context, flag, x):
-    """``flag | (x < 0 or x > 1)``; NaN is neither."""
+def _watch(outside):
+    """``(flag, x) → flag | outside(x)``; ``outside`` gets a builder, a value and what makes constants of its type."""
 
-    def emit(ctx, b, signature, args):
-        value = args[1]
-        zero, one = ir.Constant(value.type, 0.0), ir.Constant(value.type, 1.0)
-        outside = b.or_(b.fcmp_ordered("<", value, zero), b.fcmp_ordered(">", value, one))
-        return b.or_(args[0], b.zext(outside, I32))
+    @intrinsic
+    def watch(context, flag, x):
+        def emit(ctx, b, signature, args):
+            value = args[1]
+            found = outside(b, value, lambda number: ir.Constant(value.type, number))
+            return args[0] if found is None else b.or_(args[0], b.zext(found, I32))
 
-    return i32(i32, x), emit
+        return i32(i32, x), emit
+
+    return watch
+
+
+def _no_count(b, x, constant):
+    """Below 0, or with a fraction; from 2²³ on there is none. What fits no integer must not be converted."""
+    zero = constant(0.0)
+    fits = b.and_(b.fcmp_ordered(">=", x, zero), b.fcmp_ordered("<", x, constant(8388608.0)))
+    x_or_zero = b.select(fits, x, zero)
+    rounded = b.sitofp(b.fptosi(x_or_zero, I32), x.type)
+    return b.or_(b.fcmp_ordered("<", x, zero), b.fcmp_ordered("!=", rounded, x_or_zero))
+
+
+#: NaN is nowhere outside
+everything = _watch(lambda b, x, constant: None)
+outside_unit = _watch(
+    lambda b, x, constant: b.or_(b.fcmp_ordered("<", x, constant(0.0)), b.fcmp_ordered(">", x, constant(1.0)))
+)
+negative = _watch(lambda b, x, constant: b.fcmp_ordered("<", x, constant(0.0)))
+no_count = _watch(_no_count)
 
 
 def _pointer(b, address, index, element):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from ..likelihoods import LIKELIHOODS, bound
-from .intrinsics import constant, inlined, select
-from .math import exact, exp, exp_negative, log, log_normal
+from ..likelihoods import COUNT_EPS, LIKELIHOODS, Domain, bound
+from .intrinsics import constant, everything, inlined, negative, no_count, outside_unit, select
+from .math import exact, exp, exp_negative, log, log_normal, stirling, stirling_slope
 
 
 @exact
@@ -157,6 +157,110 @@ def laplace_by_log_scale(y, x, log_scale):
     return constant(1.0, y) - abs(y - x) * exp(-log_scale)
 
 
+@exact
+def log_small_factorial(x):
+    """log x! of a count below 8; NaN if it is none."""
+    zero = constant(0.0, x)
+    result = select(x == constant(7.0, x), constant(math.log(5040), x), constant(math.nan, x))
+    result = select(x == constant(6.0, x), constant(math.log(720), x), result)
+    result = select(x == constant(5.0, x), constant(math.log(120), x), result)
+    result = select(x == constant(4.0, x), constant(math.log(24), x), result)
+    result = select(x == constant(3.0, x), constant(math.log(6), x), result)
+    result = select(x == constant(2.0, x), constant(math.log(2), x), result)
+    result = select(x == constant(1.0, x), zero, result)
+    return select(x == zero, zero, result)
+
+
+@exact
+def factorial(x):
+    """(c, start, rest): log x! = x·log c − start + ½·log c + rest, see csrc/counts.h."""
+    one, zero = constant(1.0, x), constant(0.0, x)
+    small = x < constant(8.0, x)
+    c = select(small, one, x)
+    by_series = constant(0.5 * math.log(2 * math.pi), x) + stirling(one / c)
+    return c, select(small, zero, x), select(small, log_small_factorial(x), by_series)
+
+
+@exact
+def poisson(y, x, _):
+    one, rate = constant(1.0, y), y + constant(COUNT_EPS, y)
+    inverse = one / rate
+    c, start, rest = factorial(x)
+    ratio = c * inverse
+    lost = c - ratio * rate  # what the quotient was rounded by is put back
+    log_ratio = log_normal(ratio) + lost * inverse / ratio
+    nll = (y - start) + (x * log_ratio + (constant(0.5, y) * log_normal(c) + rest))
+    return nll, one, (rate - x) * inverse
+
+
+@exact
+def poisson_log_rate(y, x, _):
+    rate = exp(y)
+    c, start, rest = factorial(x)
+    log_c = log_normal(c)
+    nll = (rate - start) + (x * (log_c - y) + (constant(0.5, y) * log_c + rest))
+    return nll, constant(1.0, y), rate - x
+
+
+@exact
+def shifted(z):
+    """z, or z + 8 where it is below; by how much; there Γ(z + 8)/Γ(z) and ψ(z + 8) − ψ(z), else 1 and 0."""
+    zero, one, eight = constant(0.0, z), constant(1.0, z), constant(8.0, z)
+    small = z < eight
+    by, low = select(small, eight, zero), select(small, z, one)
+    q = low * (low + constant(7.0, z))
+    product = q * (q + constant(6.0, z)) * ((q + constant(10.0, z)) * (q + constant(12.0, z)))
+    slope = ((constant(4.0, z) * q + constant(84.0, z)) * q + constant(504.0, z)) * q + constant(720.0, z)
+    slope = slope * (low + low + constant(7.0, z)) / product
+    return z + by, by, select(small, product, one), select(small, slope, zero)
+
+
+@exact
+def log_growth(y, theta):
+    """log((θ + y + ε)/(θ + ε)), 1/(θ + ε), 1/(θ + y + ε)."""
+    one = constant(1.0, y)
+    lifted = theta + constant(COUNT_EPS, y)
+    by_theta, by_total = one / lifted, one / (lifted + y)
+    growth = y * by_theta
+    total = one + growth
+    return log_normal(total) + (growth - (total - one)) * lifted * by_total, by_theta, by_total
+
+
+@exact
+def negative_binomial(y, x, theta):
+    one, half = constant(1.0, y), constant(0.5, y)
+    mean = y + constant(COUNT_EPS, y)
+    grown, _, by_total = log_growth(y, theta)
+    a, by_8_of_a, product_of_a, _ = shifted(theta)
+    b, by_8_of_b, product_of_b, _ = shifted(theta + x)
+    moved, by_a, by_b = by_8_of_b - by_8_of_a, one / a, one / b
+    step = (x + moved) * by_a
+    ratio = one + step
+    log_ratio = log_normal(ratio) + (step - (ratio - one)) * a * by_b
+    c, start, rest = factorial(x)
+    odds = log_normal((b * by_total) * (mean / c))
+    log_gamma = moved * log_normal(b) + (a - half) * log_ratio - (moved + (x - start))
+    log_gamma = log_gamma + (stirling(by_b) - stirling(by_a))
+    log_gamma = log_gamma + (log_normal(product_of_a / product_of_b) - half * log_normal(c))
+    nll = theta * grown - x * odds - (log_gamma - rest)
+    return nll, one, (theta * by_total) * ((mean - x) / mean)
+
+
+@exact
+def negative_binomial_by_dispersion(y, x, theta):
+    one, half = constant(1.0, y), constant(0.5, y)
+    grown, by_theta, by_total = log_growth(y, theta)
+    a, by_8_of_a, _, slope_of_a = shifted(theta)
+    b, by_8_of_b, _, slope_of_b = shifted(theta + x)
+    by_a, by_b = one / a, one / b
+    step = (x + (by_8_of_b - by_8_of_a)) * by_a
+    ratio = one + step
+    log_ratio = log_normal(ratio) + (step - (ratio - one)) * a * by_b
+    direct = ((x - y) * (theta * by_theta) + x * constant(COUNT_EPS, y) * by_theta) * by_total
+    digamma = (half * (by_b - by_a) + (stirling_slope(by_a) - stirling_slope(by_b))) - (slope_of_a - slope_of_b)
+    return (grown - log_ratio) + (direct + digamma)
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,
@@ -168,6 +272,9 @@ TERMS = {
     "l1": l1,
     "laplace": laplace,
     "laplace_log_scale": laplace_log_scale,
+    "poisson": poisson,
+    "poisson_log_rate": poisson_log_rate,
+    "negative_binomial": negative_binomial,
 }
 #: ∂nll/∂parameter
 SLOPES = {
@@ -175,10 +282,13 @@ SLOPES = {
     "gaussian_logvar": gaussian_by_logvar,
     "laplace": laplace_by_scale,
     "laplace_log_scale": laplace_by_log_scale,
+    "negative_binomial": negative_binomial_by_dispersion,
 }
 IDS = bound("numba", TERMS, SLOPES)
-BOUNDED_TARGET = frozenset(IDS[name] for name, row in LIKELIHOODS.items() if row.unit_target)
-BOUNDED_RECON = frozenset(IDS[name] for name, row in LIKELIHOODS.items() if row.unit_recon)
+#: a function of :mod:`.intrinsics` by likelihood, that sees whether a target (a recon) is outside its domain
+WATCH = {Domain.REAL: everything, Domain.UNIT: outside_unit, Domain.NOT_NEGATIVE: negative, Domain.COUNT: no_count}
+WATCH_TARGET = {IDS[name]: WATCH[row.target_domain] for name, row in LIKELIHOODS.items()}
+WATCH_RECON = {IDS[name]: WATCH[row.recon_domain] for name, row in LIKELIHOODS.items()}
 _BY_ID = dict(enumerate(TERMS.values()))
 _SLOPE_BY_ID = {IDS[name]: slope for name, slope in SLOPES.items()}
 

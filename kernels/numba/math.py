@@ -155,6 +155,51 @@ def _log64(x):
     return math.log(x)
 
 
+def stirling(r):
+    """What Stirling's (z − ½)·log z − z + ½·log 2π lacks of log Γ(z), for z ≥ 8 and r = 1/z."""
+    raise NotImplementedError("only inside compiled code")
+
+
+def stirling_slope(r):
+    """Its derivative in z."""
+    raise NotImplementedError("only inside compiled code")
+
+
+SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400, 43867 / 244188)
+G0, G1, G2 = map(f, SERIES[:3])
+D0, D1, D2 = (f(-(2 * k + 1) * SERIES[k]) for k in range(3))
+
+
+@exact
+def stirling32(r):
+    square = r * r
+    return r * ((G2 * square + G1) * square + G0)
+
+
+@exact
+def stirling_slope32(r):
+    square = r * r
+    return square * ((D2 * square + D1) * square + D0)
+
+
+@exact
+def _stirling64(r):
+    square, total = r * r, 0.0
+    for k in range(len(SERIES) - 1, -1, -1):
+        total = total * square + SERIES[k]
+    return r * total
+
+
+@exact
+def _stirling_slope64(r):
+    square, total = r * r, 0.0
+    for k in range(len(SERIES) - 1, -1, -1):
+        total = total * square - (2 * k + 1) * SERIES[k]
+    return square * total
+
+
+_by_type(stirling, stirling32, _stirling64)
+_by_type(stirling_slope, stirling_slope32, _stirling_slope64)
 _by_type(exp, exp32, _exp64)
 _by_type(exp_negative, exp_negative32, _exp64)
 _by_type(log_normal, log_normal32, _log64)

@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 
 from . import cache
-from .intrinsics import FLOAT32, FLOAT64, UINT8, constant, load, load_like, outside_unit, store
-from .likelihoods import BOUNDED_RECON, BOUNDED_TARGET, element_terms, parameter_slope, terms
+from .intrinsics import FLOAT32, FLOAT64, UINT8, constant, everything, load, load_like, store
+from .likelihoods import WATCH_RECON, WATCH_TARGET, element_terms, parameter_slope, terms
 from .math import log_normal
 
 # reassoc lets LLVM keep one partial sum (or product) a vector lane
@@ -23,14 +23,18 @@ CLEAR = np.int32(0)
 FACTORS = 96  # in [1, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
 
 
+def watches(likelihood: int, target_type: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    """What looks at recon, and at target: a byte's x/255 is in every domain."""
+    return WATCH_RECON[likelihood], everything if target_type == UINT8 else WATCH_TARGET[likelihood]
+
+
 @functools.cache
 def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradient: bool) -> Callable[..., int]:
     """Σ nll of each row in float64; with the gradient for an upstream gradient of ``weight``.
 
-    The compiled function returns whether a value is outside the unit interval that must not be.
+    The compiled function returns whether a value is outside its domain.
     """
-    sources, check_recon = cache.STAMP, likelihood in BOUNDED_RECON
-    check_target = likelihood in BOUNDED_TARGET and target_type != UINT8
+    sources, watch_recon, watch_target = cache.STAMP, *watches(likelihood, target_type)
 
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def forward(
@@ -60,10 +64,7 @@ def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradie
                 for j in range(start, min(start + FACTORS, end)):
                     y = load(recon_type, recon_ptr, recon + j)
                     x = load_like(target_type, target_ptr, target + j, zero)
-                    if check_target:
-                        flags = outside_unit(flags, x)
-                    if check_recon:
-                        flags = outside_unit(flags, y)
+                    flags = watch_recon(watch_target(flags, x), y)
                     additive, factor, derivative = terms(likelihood, y, x, p)
                     additive_sum += additive
                     product *= factor
@@ -79,8 +80,7 @@ def forward_rows(likelihood: int, recon_type: int, target_type: int, with_gradie
 @functools.cache
 def forward_elements(likelihood: int, recon_type: int, target_type: int) -> Callable[..., int]:
     """Elementwise nll, rounded to the dtype of ``recon``."""
-    sources, check_recon = cache.STAMP, likelihood in BOUNDED_RECON
-    check_target = likelihood in BOUNDED_TARGET and target_type != UINT8
+    sources, watch_recon, watch_target = cache.STAMP, *watches(likelihood, target_type)
 
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def forward(first, last, cols, total, recon_ptr, recon_stride, target_ptr, target_stride, nll_ptr, parameter):
@@ -93,10 +93,7 @@ def forward_elements(likelihood: int, recon_type: int, target_type: int) -> Call
             for j in range(min(cols, total - nll_row)):
                 y = load(recon_type, recon_ptr, recon + j)
                 x = load_like(target_type, target_ptr, target + j, zero)
-                if check_target:
-                    flags = outside_unit(flags, x)
-                if check_recon:
-                    flags = outside_unit(flags, y)
+                flags = watch_recon(watch_target(flags, x), y)
                 nll, _ = element_terms(likelihood, y, x, p)
                 store(recon_type, nll_ptr, nll_row + j, nll)
         return flags
@@ -177,6 +174,7 @@ def with_tensor(
     number per row if ``by_row``, else one per element. Each piece of ``piece`` rows has a row of ``columns`` to itself.
     """
     sources, real = cache.STAMP, FLOAT64 if recon_type == FLOAT64 else FLOAT32
+    watch_recon, watch_target = watches(likelihood, target_type)
 
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def fill(
@@ -185,6 +183,7 @@ def with_tensor(
         parameter_sums_ptr, columns_ptr
     ):  # fmt: skip
         sources  # noqa: B018
+        flags = CLEAR
         zero = constant(0.0, load(recon_type, recon_ptr, 0))
         for row in range(first * piece, min(last * piece, rows)):
             recon, target, out, columns = row * recon_stride, row * target_stride, row * cols, row // piece * cols
@@ -199,6 +198,7 @@ def with_tensor(
                 for j in range(end):
                     p = number if by_row else load(real, parameter_ptr, parameter + j)
                     y, x = load(recon_type, recon_ptr, recon + j), load_like(target_type, target_ptr, target + j, zero)
+                    flags = watch_recon(watch_target(flags, x), y)
                     store(recon_type, nll_ptr, out + j, terms(likelihood, y, x, p)[0])
             if sums_ptr:
                 row_sum = 0.0
@@ -210,6 +210,7 @@ def with_tensor(
                             load(recon_type, recon_ptr, recon + j),
                             load_like(target_type, target_ptr, target + j, zero),
                         )
+                        flags = watch_recon(watch_target(flags, x), y)
                         part += terms(likelihood, y, x, p)[0]
                     row_sum += part
                 store(FLOAT64, sums_ptr, row, row_sum)
@@ -241,7 +242,7 @@ def with_tensor(
                         store(FLOAT64, columns_ptr, at, load(FLOAT64, columns_ptr, at) + slope)
                     else:
                         store(real, grad_parameter_ptr, out + j, slope)
-        return 0
+        return flags
 
     return cache.on_disk(fill)
 

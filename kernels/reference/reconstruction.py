@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_unit_range
+from ..checks import check_domains
 from ..layout import accumulator, loss_dtype, reduction_weight
 from ..likelihoods import LIKELIHOODS
 from ..parameters import gradient_dtype
@@ -58,7 +58,7 @@ def reconstruction_forward(
     reduction: str,
     with_gradient: bool,
 ) -> list[Tensor]:
-    check_unit_range(likelihood, recon, target)
+    check_domains(likelihood, recon, target)
     nll = negative_log_likelihood(recon, target, parameter_tensor, likelihood, parameter, reduction)
     if not with_gradient:
         return [nll]

@@ -10,11 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .. import likelihoods as table
 from ..likelihoods import bound
-from .approx import exp, log, log_accurate, reciprocal, reciprocal_accurate, reciprocal_of_normal
+from .approx import exp, exp_accurate, log, log_accurate, reciprocal, reciprocal_accurate, reciprocal_of_normal
 
 TWO_PI = tl.constexpr(6.283185307179586)
 HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
+COUNT_EPS = tl.constexpr(table.COUNT_EPS)
 LOG_TWO = tl.constexpr(0.6931471805599453)
 
 
@@ -178,6 +180,129 @@ def laplace_by_log_scale(y, x, log_scale):
     return minus_product(1.0, tl.abs(y - x), exp(-log_scale))
 
 
+@triton.jit
+def stirling(r):
+    """What Stirling's (z − ½)·log z − z + ½·log 2π lacks of log Γ(z), for z ≥ 8 and r = 1/z."""
+    square = r * r
+    if r.dtype == tl.float64:
+        s = square * (43867 / 244188) - 3617 / 122400
+        s = square * (square * (square * s + 1 / 156) - 691 / 360360) + 1 / 1188
+        s = square * (square * s - 1 / 1680) + 1 / 1260
+    else:
+        s = 1 / 1260
+    return r * (square * (square * s - 1 / 360) + 1 / 12)
+
+
+@triton.jit
+def stirling_slope(r):
+    """Its derivative in z."""
+    square = r * r
+    if r.dtype == tl.float64:
+        s = square * (43867 / 14364) - 3617 / 8160
+        s = square * (square * (square * s + 1 / 12) - 691 / 32760) + 1 / 132
+        s = square * (square * s - 1 / 240) + 1 / 252
+    else:
+        s = 1 / 252
+    return -square * (square * (square * s - 1 / 120) + 1 / 12)
+
+
+@triton.jit
+def log_small_factorial(x):
+    """log x! of a count below 8; NaN if it is none."""
+    result = tl.where(x == 7, tl.full((1, 1), 8.525161361065415, x.dtype), float("nan"))
+    result = tl.where(x == 6, tl.full((1, 1), 6.579251212010101, x.dtype), result)
+    result = tl.where(x == 5, tl.full((1, 1), 4.787491742782046, x.dtype), result)
+    result = tl.where(x == 4, tl.full((1, 1), 3.1780538303479458, x.dtype), result)
+    result = tl.where(x == 3, tl.full((1, 1), 1.791759469228055, x.dtype), result)
+    result = tl.where(x == 2, tl.full((1, 1), 0.6931471805599453, x.dtype), result)
+    return tl.where((x == 1) | (x == 0), 0.0, result)
+
+
+@triton.jit
+def factorial(x):
+    """(c, start, rest): log x! = x·log c − start + ½·log c + rest, see csrc/counts.h."""
+    small = x < 8
+    c = tl.where(small, 1.0, x)
+    by_series = HALF_LOG_TWO_PI + stirling(reciprocal_accurate(c))
+    return c, tl.where(small, 0.0, x), tl.where(small, log_small_factorial(x), by_series)
+
+
+@triton.jit
+def poisson(y, x):
+    rate = y + COUNT_EPS
+    inverse = reciprocal_accurate(rate)
+    c, start, rest = factorial(x)
+    ratio = c * inverse
+    lost = tl.fma(-ratio, rate, c)  # what the quotient was rounded by is put back
+    log_ratio = log_accurate(ratio) + lost * inverse * reciprocal(ratio)
+    return (y - start) + (x * log_ratio + (0.5 * log_accurate(c) + rest)), 1.0, (rate - x) * inverse
+
+
+@triton.jit
+def poisson_log_rate(y, x, NARROW: tl.constexpr):
+    rate = exp_accurate(y, NARROW)
+    c, start, rest = factorial(x)
+    log_c = log_accurate(c)
+    return (rate - start) + (x * (log_c - y) + (0.5 * log_c + rest)), 1.0, rate - x
+
+
+@triton.jit
+def shifted(z):
+    """z, or z + 8 where it is below; by how much; there Γ(z + 8)/Γ(z) and ψ(z + 8) − ψ(z), else 1 and 0."""
+    small = z < 8
+    by, low = tl.where(small, 8.0, 0.0), tl.where(small, z, 1.0)
+    q = low * (low + 7.0)
+    product = q * (q + 6.0) * ((q + 10.0) * (q + 12.0))
+    slope = (((4.0 * q + 84.0) * q + 504.0) * q + 720.0) * (low + low + 7.0) * reciprocal_accurate(product)
+    return z + by, by, tl.where(small, product, 1.0), tl.where(small, slope, 0.0)
+
+
+@triton.jit
+def log_growth(y, theta):
+    """log((θ + y + ε)/(θ + ε)), 1/(θ + ε), 1/(θ + y + ε)."""
+    lifted = theta + COUNT_EPS
+    by_theta, by_total = reciprocal_accurate(lifted), reciprocal_accurate(lifted + y)
+    growth = y * by_theta
+    total = 1.0 + growth
+    return log_accurate(total) + (growth - (total - 1.0)) * lifted * by_total, by_theta, by_total
+
+
+@triton.jit
+def log_quotient(difference, a, by_a, by_b):
+    """log(b/a) from b − a: log1p, with what the sum was rounded by put back."""
+    step = difference * by_a
+    ratio = 1.0 + step
+    return log_accurate(ratio) + (step - (ratio - 1.0)) * a * by_b
+
+
+@triton.jit
+def negative_binomial(y, x, theta):
+    mean = y + COUNT_EPS
+    grown, _, by_total = log_growth(y, theta)
+    a, by_8_of_a, product_of_a, _ = shifted(theta)
+    b, by_8_of_b, product_of_b, _ = shifted(theta + x)
+    moved, by_a, by_b = by_8_of_b - by_8_of_a, reciprocal_accurate(a), reciprocal_accurate(b)
+    c, start, rest = factorial(x)
+    odds = log_accurate((b * by_total) * (mean * reciprocal_accurate(c)))
+    log_gamma = moved * log_accurate(b) + (a - 0.5) * log_quotient(x + moved, a, by_a, by_b)
+    log_gamma = (log_gamma - (moved + (x - start))) + (stirling(by_b) - stirling(by_a))
+    log_gamma += log_accurate(product_of_a * reciprocal_accurate(product_of_b)) - 0.5 * log_accurate(c)
+    nll = theta * grown - x * odds - (log_gamma - rest)
+    return nll, 1.0, (theta * by_total) * ((mean - x) * reciprocal_accurate(mean))
+
+
+@triton.jit
+def negative_binomial_by_dispersion(y, x, theta):
+    grown, by_theta, by_total = log_growth(y, theta)
+    a, by_8_of_a, _, slope_of_a = shifted(theta)
+    b, by_8_of_b, _, slope_of_b = shifted(theta + x)
+    by_a, by_b = reciprocal_accurate(a), reciprocal_accurate(b)
+    log_ratio = log_quotient(x + (by_8_of_b - by_8_of_a), a, by_a, by_b)
+    direct = ((x - y) * (theta * by_theta) + x * COUNT_EPS * by_theta) * by_total
+    digamma = (0.5 * (by_b - by_a) + (stirling_slope(by_a) - stirling_slope(by_b))) - (slope_of_a - slope_of_b)
+    return (grown - log_ratio) + (direct + digamma)
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,
@@ -189,6 +314,9 @@ TERMS = {
     "l1": l1,
     "laplace": laplace,
     "laplace_log_scale": laplace_log_scale,
+    "poisson": poisson,
+    "poisson_log_rate": poisson_log_rate,
+    "negative_binomial": negative_binomial,
 }
 #: ∂nll/∂parameter
 SLOPES = {
@@ -196,6 +324,7 @@ SLOPES = {
     "gaussian_logvar": gaussian_by_logvar,
     "laplace": laplace_by_scale,
     "laplace_log_scale": laplace_by_log_scale,
+    "negative_binomial": negative_binomial_by_dispersion,
 }
 bound("triton", TERMS, SLOPES)
 
@@ -226,6 +355,12 @@ def terms(y, x, parameter, LIKELIHOOD: tl.constexpr, NARROW: tl.constexpr = Fals
         return laplace(y, x, parameter)
     elif LIKELIHOOD == "laplace_log_scale":
         return laplace_log_scale(y, x, parameter)
+    elif LIKELIHOOD == "poisson":
+        return poisson(y, x)
+    elif LIKELIHOOD == "poisson_log_rate":
+        return poisson_log_rate(y, x, NARROW)
+    elif LIKELIHOOD == "negative_binomial":
+        return negative_binomial(y, x, parameter)
     else:
         tl.static_assert(False, "a likelihood of TERMS is not among these")
 
@@ -248,6 +383,8 @@ def parameter_slope(y, x, parameter, LIKELIHOOD: tl.constexpr):
         return laplace_by_scale(y, x, parameter)
     elif LIKELIHOOD == "laplace_log_scale":
         return laplace_by_log_scale(y, x, parameter)
+    elif LIKELIHOOD == "negative_binomial":
+        return negative_binomial_by_dispersion(y, x, parameter)
     else:
         tl.static_assert(False, "a likelihood of SLOPES is not among these")
 

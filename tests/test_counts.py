@@ -1,0 +1,247 @@
+"""Counts: Poisson and negative binomial against 50 digits, scvi-tools' own functions, and the types people count in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Callable
+
+import mpmath
+import pytest
+import torch
+from torch import Tensor
+
+import fastvae
+
+from table import BACKENDS, INTERPRETED, TARGETS, mean_dispersion_and_count, on, value_and_gradients
+
+ULP = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def of_every_magnitude(dtype: torch.dtype) -> list[Tensor]:
+    """(mean, dispersion, count): dispersions of every exponent up to 10³⁰, counts from 0 to a million."""
+    draw = random.Random(0)
+    exponents = range(-99, 100, 3 if INTERPRETED else 1)
+    counts = [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 20, 100, 3000, 10**6]
+    rows = []
+    for exponent, _ in itertools.product(exponents, range(6)):
+        x = draw.choice(counts)
+        mean = draw.choice([(x + 0.5) * draw.uniform(0.5, 2), 10 ** draw.uniform(-3, 4)])
+        rows.append((mean, draw.uniform(1, 2) * 2.0**exponent, float(x)))
+    return [t[None].contiguous() for t in torch.tensor(rows, dtype=torch.float64).to(dtype).T]
+
+
+def exactly(mean: float, theta: float, x: float) -> tuple[mpmath.mpf, mpmath.mpf, mpmath.mpf, mpmath.mpf, mpmath.mpf]:
+    """nll, ∂/∂mean, ∂/∂θ in 50 digits; the sizes of the first and the last: of the terms they are the sum of."""
+    with mpmath.workdps(50):
+        m, t, n, eps = (mpmath.mpf(number) for number in (mean, theta, x, 1e-8))
+        total = t + m + eps
+        growth, odds = t * mpmath.log(total / (t + eps)), n * mpmath.log((m + eps) / total)
+        rising = mpmath.loggamma(n + t) - mpmath.loggamma(t)
+        nll = growth - odds - rising + mpmath.loggamma(n + 1)
+        by_mean = (n + t) / total - n / (m + eps)
+        by_theta = mpmath.log(total / (t + eps)) + t / total - t / (t + eps) + n / total
+        digammas = mpmath.digamma(t) - mpmath.digamma(n + t)
+        log_growth = mpmath.log1p((n + 8) / (t + 8))
+        # what Γ(x + θ)/(Γ(θ)·x!) is the product of, as far as it does not cancel against the rest
+        size = growth + n + n * abs(mpmath.log((m + eps) * (n + t) / (total * max(n, 1)))) + (t + 16) * log_growth
+        size += abs(mpmath.log(t)) + 8
+        slope_size = growth / t + log_growth + abs(n - m) / total + 4 * min(1, 8 / t) + 1 / t
+        return nll, by_mean, by_theta + digammas, size, slope_size
+
+
+@pytest.mark.parametrize("dtype", ULP, ids=str)
+@pytest.mark.parametrize("backend", [name for name in TARGETS if name != "torch"])
+def test_log_gamma_and_digamma_over_all_exponents(backend: str, dtype: torch.dtype) -> None:
+    """Within 8 ulps of the terms of the sum: the differences are computed, and what cancels is not."""
+    mean, theta, x = of_every_magnitude(dtype)
+    with on(backend):
+        nll, (by_mean, by_theta) = value_and_gradients(
+            lambda y, t, x: fastvae.negative_binomial_nll(y, x, dispersion=t, reduction="none"), [mean, theta, x], 2
+        )
+    unit = 8 * ULP[dtype]
+    for k, numbers in enumerate(zip(mean[0].tolist(), theta[0].tolist(), x[0].tolist(), strict=True)):
+        want, want_by_mean, want_by_theta, size, slope_size = exactly(*numbers)
+        rounding = numbers[2] * min(ULP[dtype], 1e-8 / numbers[0])  # of mean + 1e-8
+        assert abs(nll[0, k].item() - want) <= unit * size + rounding, (numbers, want)
+        assert abs(by_mean[0, k].item() - want_by_mean) <= unit * abs(want_by_mean) + rounding / numbers[0], numbers
+        assert abs(by_theta[0, k].item() - want_by_theta) <= unit * slope_size, (numbers, want_by_theta)
+
+
+@pytest.mark.parametrize("dtype", ULP, ids=str)
+@pytest.mark.parametrize("backend", TARGETS)
+def test_log_factorials(backend: str, dtype: torch.dtype) -> None:
+    """A rate of 1 is log x! and 1, all but 1e-8·x: each count to 300, then each power of two."""
+    counts = torch.tensor([[*range(300), *(2.0**k for k in range(9, 24))]], dtype=dtype)
+    with on(backend):
+        rate = fastvae.poisson_nll(torch.ones_like(counts), counts, reduction="none")
+        log_rate = fastvae.poisson_nll_with_log_rate(torch.zeros_like(counts), counts, reduction="none")
+    want = torch.tensor([[float(mpmath.loggamma(x + 1)) + 1 for x in counts[0].tolist()]], dtype=torch.float64)
+    ulps = 8 if backend == "torch" else 4
+    assert ((log_rate.double() - want).abs() <= ulps * ULP[dtype] * want).all()
+    assert ((rate.double() - want).abs() <= ulps * ULP[dtype] * want + 1e-8 * counts).all()
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch"])
+def test_a_large_dispersion_is_the_poisson(backend: str) -> None:
+    """Where the textbook's logarithms of Γ cancel: at θ = 10¹² eager PyTorch, and the reference, are off by far."""
+    mean, _, x = (t.float() for t in mean_dispersion_and_count(4, 50))
+    with on(backend):
+        poisson, (want,) = value_and_gradients(fastvae.poisson_nll, [mean, x], 1)
+        for dispersion in (1e12, torch.full((50,), 1e12)):
+            got, (grad,) = value_and_gradients(
+                lambda y, x, d=dispersion: fastvae.negative_binomial_nll(y, x, dispersion=d), [mean, x], 1
+            )
+            torch.testing.assert_close(got, poisson, rtol=1e-5, atol=0)
+            torch.testing.assert_close(grad, want, rtol=1e-5, atol=1e-6)
+
+
+CALLS: dict[str, Callable[..., Tensor]] = {
+    "poisson": fastvae.poisson_nll,
+    "poisson_log_rate": fastvae.poisson_nll_with_log_rate,
+    "negative_binomial": lambda y, x, **kw: fastvae.negative_binomial_nll(y, x, dispersion=0.7, **kw),
+    "negative_binomial_per_gene": lambda y, x, **kw: fastvae.negative_binomial_nll(
+        y, x, dispersion=torch.linspace(0.1, 20, y.shape[1]), **kw
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_integers_are_counts(backend: str, call: str, dtype: torch.dtype) -> None:
+    """uint8 too: x, not x/255."""
+    counts = torch.arange(120).view(4, 30)
+    mean = (torch.rand(4, 30) * 50).bfloat16()
+    with on(backend):
+        got = CALLS[call](mean, counts.to(dtype))
+        torch.testing.assert_close(got, CALLS[call](mean, counts.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_count_that_bfloat16_lacks_is_not_rounded(backend: str, call: str) -> None:
+    mean = torch.full((2, 3), 300.0).bfloat16()
+    with on(backend):
+        for dtype in (torch.int64, torch.float32, torch.float64):
+            got = CALLS[call](mean.log() if "log" in call else mean, torch.full((2, 3), 301, dtype=dtype))
+            want = CALLS[call]((mean.log() if "log" in call else mean).double(), torch.full((2, 3), 301.0).double())
+            torch.testing.assert_close(got.double(), want, rtol=3e-5, atol=0)  # 301 rounded to 300 is 1e-3 off
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("reduction", ["none", "example", "batchmean"])
+@pytest.mark.parametrize("backend", [name for name in TARGETS if name not in ("cuda", "triton")])
+def test_what_is_no_count_is_named(backend: str, call: str, reduction: str) -> None:
+    """Anywhere in a vector, and in what is left of one; NaN is let through, and seen in the loss."""
+    ones = torch.ones(3, 67)
+    with on(backend):
+        assert CALLS[call](ones, ones * 2.0**30, reduction=reduction).isfinite().all(), "beyond what an int32 holds"
+        assert CALLS[call](ones, ones * float("nan"), reduction=reduction).isnan().all()
+        for at in (0, 9, 66):
+            for bad, says in ((-1.0, "-1"), (0.5, "0.5"), (2.0**21 + 0.25, "2097152.25"), (-math.inf, "-inf")):
+                target = ones.clone()
+                target[1, at] = bad
+                with pytest.raises(ValueError, match=f"^target must be counts: 0, 1, 2, …, got {re.escape(says)}: "):
+                    CALLS[call](ones, target, reduction=reduction)
+            if "log" not in call:
+                mean = ones.clone()
+                mean[1, at] = -1e-3
+                name = "rate" if "poisson" in call else "mean"
+                with pytest.raises(ValueError, match=f"^{name} must be at least 0, got values from -0.001.* to 1: end"):
+                    CALLS[call](mean, ones, reduction=reduction)
+
+
+Y = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: fastvae.negative_binomial_nll(Y, Y), TypeError, "dispersion"),
+        (lambda: fastvae.negative_binomial_nll(Y, Y, dispersion=0), ValueError, "dispersion must be > 0, got 0"),
+        (
+            lambda: fastvae.negative_binomial_nll(Y.cpu(), Y.cpu(), dispersion=torch.tensor([1.0, -2.0, 1.0]).cpu()),
+            ValueError,
+            "dispersion must be > 0, got -2",
+        ),
+        (lambda: fastvae.negative_binomial_nll(Y, Y, dispersion=torch.ones(2)), ValueError, "must broadcast to"),
+        (lambda: fastvae.negative_binomial_nll(Y, Y, dispersion=None), ValueError, "needs its dispersion: a number or"),
+        (lambda: fastvae.nn.NegativeBinomialNLLLoss(dispersion=-1.0), ValueError, "dispersion must be > 0, got -1.0"),
+        (
+            lambda: fastvae.elbo_loss(Y, Y, Y, Y, likelihood="negative_binomial"),
+            ValueError,
+            "likelihood 'negative_binomial' needs its dispersion",
+        ),
+        (
+            lambda: fastvae.elbo_loss(Y, Y, Y, Y, likelihood="poisson", likelihood_parameters={"dispersion": 1.0}),
+            ValueError,
+            "likelihood_parameters of 'poisson' must be empty",
+        ),
+        (lambda: fastvae.poisson_nll(Y, Y.bool()), TypeError, "target must be floating point or an integer, got bool"),
+        (lambda: fastvae.models.VAE(likelihood="poisson"), ValueError, "likelihood must be one of 'bernoulli_logits'"),
+    ],
+)
+def test_errors(call: Callable[[], object], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=re.escape(says)):
+        call()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_elbo_loss_and_modules(backend: str) -> None:
+    mean, theta, x = (t.float() for t in mean_dispersion_and_count(6, 9))
+    mu, logvar = torch.randn(6, 2), torch.randn(6, 2)
+    learned = torch.nn.Parameter(theta[0].clone())
+    terms = {
+        "poisson": (fastvae.poisson_nll, fastvae.nn.PoissonNLLLoss, {}),
+        "poisson_log_rate": (fastvae.poisson_nll_with_log_rate, fastvae.nn.PoissonNLLWithLogRateLoss, {}),
+        "negative_binomial": (fastvae.negative_binomial_nll, fastvae.nn.NegativeBinomialNLLLoss, {"dispersion": 1.3}),
+        "per gene": (fastvae.negative_binomial_nll, fastvae.nn.NegativeBinomialNLLLoss, {"dispersion": learned}),
+    }
+    with on(backend):
+        for name, (term, module, parameters) in terms.items():
+            likelihood = "negative_binomial" if name == "per gene" else name
+            want = term(mean, x.int(), **parameters)
+            out = fastvae.elbo_loss(
+                mean, x.int(), mu, logvar, likelihood=likelihood, likelihood_parameters=parameters, beta=0.5
+            )
+            torch.testing.assert_close(out.reconstruction, want)
+            torch.testing.assert_close(out.loss, want + 0.5 * fastvae.gaussian_kl(mu, logvar))
+            torch.testing.assert_close(module(**parameters)(mean, x.int()), want)
+        loss = fastvae.nn.NegativeBinomialNLLLoss(dispersion=learned)
+        assert list(loss.parameters()) == [learned]
+        loss(mean, x).backward()
+        assert learned.grad is not None
+        assert learned.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mean_of_zero(backend: str) -> None:
+    """A gene no cell of a type expresses: finite, and the gradient says to raise it if a count was seen."""
+    mean, x = torch.zeros(2, 3, requires_grad=True), torch.tensor([[0, 1, 9], [0, 2, 40]])
+    with on(backend):
+        for call in (CALLS["poisson"], CALLS["negative_binomial"]):
+            loss = call(mean, x, reduction="none")
+            (grad,) = torch.autograd.grad(loss.sum(), mean)
+            assert loss.isfinite().all()
+            torch.testing.assert_close(loss[:, 0], torch.zeros(2))
+            assert (grad[:, 0] > 0).all()
+            assert (grad[:, 1:] < -1e7).all()
+
+
+def test_scvi_tools_own_functions() -> None:
+    """log_nb_positive, and the distributions that its models return."""
+    distributions = pytest.importorskip("scvi.distributions", reason="scvi-tools is not installed")
+    from scvi.distributions._negative_binomial import log_nb_positive
+
+    mean, theta, x = (t.float() for t in mean_dispersion_and_count(64, 200))
+    for dispersion in (theta, theta[0], theta[:, :1]):
+        got = fastvae.negative_binomial_nll(mean, x, dispersion=dispersion, reduction="none")
+        torch.testing.assert_close(got, -log_nb_positive(x, mean, dispersion), rtol=1e-5, atol=2e-5)
+        own = distributions.NegativeBinomial(mu=mean, theta=dispersion)
+        torch.testing.assert_close(got, -own.log_prob(x), rtol=1e-5, atol=2e-5)
+    got = fastvae.poisson_nll(mean, x, reduction="none")
+    torch.testing.assert_close(got, -distributions.Poisson(mean).log_prob(x), rtol=1e-5, atol=2e-5)
