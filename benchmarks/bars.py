@@ -14,7 +14,7 @@ from . import accuracy, launch_cost, startup, suite
 from .contenders import COMPILE, EAGER, FLOOR
 from .ops import gradient_bytes
 from .table import aligned, by_work, duration, head, ratio
-from .works import SHORT, TRAINING, Work
+from .works import COUNTS, MANY_COUNTS, SHORT, TRAINING, Work
 
 LOGITS, PROBS, HALF, LATENT, SMALL, STEP = SHORT
 
@@ -25,6 +25,8 @@ SPEED: tuple[tuple[Work, float, float, float | None], ...] = (
     (LATENT, 3, 8, None),
     (SMALL, 3, 2.5, None),
     (HALF, 4, 2, None),
+    (COUNTS, 6, 4.5, None),
+    (MANY_COUNTS, 6, 4.5, None),
     (STEP, 1, 1, None),
 )
 IMPORT_MS = 60

@@ -1,7 +1,7 @@
 """The opponents: what people write around a VAE today, in plain PyTorch. Losses are nats per example.
 
-Sources: the PyTorch VAE example (``F.binary_cross_entropy``, summed, and the KL), its variant on logits, and the
-textbook's clipped Bernoulli likelihood.
+Sources: the PyTorch VAE example (``F.binary_cross_entropy``, summed, and the KL), its variant on logits, the textbook's
+clipped Bernoulli likelihood, and ``log_nb_positive`` of scvi-tools.
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ def elbo_loss(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Ten
 
 def elbo_loss_of_sigmoid(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     return bce_of_sigmoid(logits, target) + gaussian_kl(mu, logvar)
+
+
+def negative_binomial_nll(mean: Tensor, theta: Tensor, counts: Tensor) -> Tensor:
+    log_total, log_theta = torch.log(theta + mean + 1e-8), torch.log(theta + 1e-8)
+    log_gammas = torch.lgamma(counts + theta) - torch.lgamma(theta) - torch.lgamma(counts + 1)
+    nll = theta * (log_total - log_theta) + counts * (log_total - torch.log(mean + 1e-8)) - log_gammas
+    return nll.sum() / mean.shape[0]
 
 
 def linear_bce(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ class Op(NamedTuple):
     """``ours`` and each of ``eager`` compute the same of ``inputs``, of which the first ``leaves`` are differentiable.
 
     ``eager`` holds the forms people write, by contender name; the first is the one that is also compiled. Where the
-    op returns z, the upstream gradient of its first output is a tensor.
+    op returns z, the upstream gradient of its first output is a tensor. Where the likelihood has a learned parameter
+    for each column, that is the second input.
     """
 
     inputs: Callable[[Work, torch.Generator], list[Tensor]]
@@ -26,6 +27,7 @@ class Op(NamedTuple):
     ours: Callable[..., Any]
     eager: dict[str, Callable[..., Any]]
     returns_z: bool = False
+    learned: bool = False
 
 
 def _target(work: Work, generator: torch.Generator) -> Tensor:
@@ -46,6 +48,13 @@ def _logits(work: Work, generator: torch.Generator) -> list[Tensor]:
 def _probs(work: Work, generator: torch.Generator) -> list[Tensor]:
     logits, target = _logits(work, generator)
     return [torch.sigmoid(logits), target]
+
+
+def _counts(work: Work, generator: torch.Generator) -> list[Tensor]:
+    """Half of them 0, nine in ten below 8, as reads of genes are: a mean and a dispersion spread over decades."""
+    mean = (1.5 * _normal(work.shape, work, generator)).exp()
+    theta = _normal((1, work.shape[1]), work, generator)[0].exp()
+    return [mean, theta, torch.poisson(mean.float() * torch.exp(0.7 * mean.log().sin().float()), generator).to(mean)]
 
 
 def _latent(work: Work, generator: torch.Generator) -> list[Tensor]:
@@ -78,6 +87,13 @@ OPS: dict[str, Op] = {
         lambda *args: functional.elbo_loss(*args).loss,
         {"eager": eager.elbo_loss, "eager, probabilities": eager.elbo_loss_of_sigmoid},
     ),
+    "negative_binomial_nll": Op(
+        _counts,
+        (0, 1),
+        lambda mean, theta, counts: functional.negative_binomial_nll(mean, counts, dispersion=theta),
+        {"eager": eager.negative_binomial_nll},
+        learned=True,
+    ),
     "linear_bce": Op(_linear, (0, 1, 2), functional.linear_bce, {"eager": eager.linear_bce}),
 }
 
@@ -92,18 +108,23 @@ def bytes_moved(work: Work) -> int:
     data, latent = _elements(work)
     size, target = work.dtype.itemsize, (work.target or work.dtype).itemsize
     z = OPS[work.op].returns_z * latent * size
-    forward = data * (size + target) + 2 * latent * size + z
+    forward = data * (size + target) + (2 * latent + _columns(work)) * size + z
     return forward + z + gradient_bytes(work) if work.backward else forward
 
 
 def gradient_bytes(work: Work) -> int:
     """Bytes of the gradients that forward + backward returns."""
     data, latent = _elements(work)
-    return (data + 2 * latent) * work.dtype.itemsize
+    return (data + 2 * latent + _columns(work)) * work.dtype.itemsize
 
 
 def _elements(work: Work) -> tuple[int, int]:
     """Of the data and of ``mu``; 0 where the op has none."""
     op = OPS[work.op]
-    has_data, has_latent = op.inputs is not _latent, len(op.leaves) > 1
+    has_data, has_latent = op.inputs is not _latent, len(op.leaves) > 1 and not op.learned
     return has_data * math.prod(work.shape), has_latent * work.shape[0] * (work.latent or work.shape[1])
+
+
+def _columns(work: Work) -> int:
+    """Elements of a learned parameter."""
+    return OPS[work.op].learned * work.shape[1]

@@ -58,6 +58,8 @@ SHORT = (
     Work("elbo_loss", (128, 784), latent=20),
     Work(TRAINING, (128, 784), latent=20),
 )
+#: cells × genes
+COUNTS, MANY_COUNTS = Work("negative_binomial_nll", (128, 20_000)), Work("negative_binomial_nll", (1024, 20_000))
 #: 1.6 GB of float32 inputs; 1 GB of latents
 LARGE_DATA, LARGE_LATENT = (262_144, 784), (1_048_576, 128)
 LARGE_LAYER = Work("linear_bce", (65_536, 784), BF16, U8, hidden=512)
@@ -91,5 +93,6 @@ def full(device: str) -> list[Work]:
         for op in ("sample_with_kl", "reparameterize", "gaussian_kl"):
             works += [Work(op, shape, dtype, backward=backward) for shape in latent for dtype in (F32, BF16)]
     works += [Work("linear_bce", shape, dtype, hidden=512) for shape in data[:2] for dtype in (F32, BF16)]
+    works += [COUNTS, MANY_COUNTS, COUNTS._replace(dtype=BF16), COUNTS._replace(backward=False)]
     works += [LARGE_LAYER] if device == "cuda" else []
     return works + [Work(TRAINING, (batch, 784), latent=20) for batch in batches]
