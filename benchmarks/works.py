@@ -49,7 +49,7 @@ class Work(NamedTuple):
 
 F32, BF16, F16, U8 = torch.float32, torch.bfloat16, torch.float16, torch.uint8
 
-#: what the bars of the CPU are about, and the short table
+#: what most bars of the CPU are about, and the short table
 SHORT = (
     Work("bce_with_logits", (8192, 784)),
     Work("bce", (8192, 784)),
@@ -66,14 +66,14 @@ LARGE_LAYER = Work("linear_bce", (65_536, 784), BF16, U8, hidden=512)
 
 
 def short(device: str) -> list[Work]:
-    """The works of ``fastvae bench``: those of the bars, and on a GPU such as fill it."""
+    """The works of ``fastvae bench``: those of the bars, one of counts, and on a GPU such as fill it."""
     large = (
         Work("bce_with_logits", LARGE_DATA),
         Work("bce_with_logits", LARGE_DATA, BF16, U8),
         Work("sample_with_kl", LARGE_LATENT),
         LARGE_LAYER,
     )
-    return [*SHORT, *(large if device == "cuda" else ())]
+    return [*SHORT, COUNTS, *(large if device == "cuda" else ())]
 
 
 def full(device: str) -> list[Work]:
