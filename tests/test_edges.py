@@ -200,7 +200,10 @@ CLAMPED: dict[str, Callable[..., list[Tensor]]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("call", CLAMPED)
 def test_a_clamped_logvar_is_the_one_of_torch(backend: str, call: str, dtype: torch.dtype) -> None:
-    """Values and gradients, to the bit: inside the bounds, at them, beyond, at infinity, and NaN."""
+    """Values and gradients: inside the bounds, at them, beyond, at infinity, and NaN.
+
+    To the bit, but for sums, which a compiler may order otherwise where there is a clamp.
+    """
     low, high = -30.0, 20.0
     logvars = [-INF, -1e4, -31, low, -29, -1, 0, 2.5, 19.5, high, 20.5, 1e4, INF]
     if call in ("reparameterize", "samples", "gaussian_kl"):  # the others are sums, which it would hide
@@ -214,7 +217,8 @@ def test_a_clamped_logvar_is_the_one_of_torch(backend: str, call: str, dtype: to
         grads = torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
         results.append([*(o.detach() for o in outputs), *grads])
     for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        rtol = 0 if got.shape == logvar.shape or got.dim() == 3 else 2**-22
+        torch.testing.assert_close(got, want, rtol=rtol, atol=0, equal_nan=True)
     outside = (logvar < low) | (logvar > high)
     assert outside.any()
     assert (results[0][-1][outside] == 0).all()
