@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from . import accuracy, launch_cost, startup, suite
 from .contenders import COMPILE, EAGER, FLOOR
-from .ops import gradient_bytes
+from .ops import OPS, gradient_bytes
 from .table import aligned, by_work, duration, head, ratio
-from .works import COUNTS, MANY_COUNTS, SHORT, TRAINING, Work
+from .works import COUNTS, INFLATED, MANY_COUNTS, MANY_INFLATED, SHORT, TRAINING, Work
 
 LOGITS, PROBS, HALF, LATENT, SMALL, STEP = SHORT
 
@@ -27,10 +27,13 @@ SPEED: tuple[tuple[Work, float, float, float | None], ...] = (
     (HALF, 4, 2, None),
     (COUNTS, 6, 4.5, None),
     (MANY_COUNTS, 6, 4.5, None),
+    (INFLATED, 6, 4.5, None),
+    (MANY_INFLATED, 6, 4.5, None),
     (STEP, 1, 1, None),
 )
 IMPORT_MS = 60
 ROW_SUMS = 0.01  # of a gradient: one float64 a row or block, and scalars, are not a second buffer
+PARTIAL_SUMS = 0.25  # of a gradient: what is learned for a column is summed in parts, a float64 for each 8 rows
 
 
 class Bar(NamedTuple):
@@ -75,8 +78,9 @@ def memory(results: dict[str, Any]) -> Iterator[Bar]:
     for work, *_ in SPEED:
         row = by_work(results).get(work.title, {}).get(results["default"])
         if row and work.op != TRAINING and work != LATENT:
-            share = row["peak_extra_bytes"] / gradient_bytes(work)
-            yield Bar(f"{work.title}, peak extra memory", f"{share:.3f} gradients", "≤ 1", share <= 1 + ROW_SUMS)
+            share, most = row["peak_extra_bytes"] / gradient_bytes(work), 1 + PARTIAL_SUMS * OPS[work.op].learned
+            what, passed = f"{work.title}, peak extra memory", share <= most + ROW_SUMS
+            yield Bar(what, f"{share:.3f} gradients", f"≤ {most:g}", passed)
 
 
 def errors(device: str) -> Iterator[Bar]:

@@ -61,5 +61,16 @@ def negative_binomial_nll(mean: Tensor, theta: Tensor, counts: Tensor) -> Tensor
     return nll.sum() / mean.shape[0]
 
 
+def zero_inflated_negative_binomial_nll(mean: Tensor, theta: Tensor, logits: Tensor, counts: Tensor) -> Tensor:
+    """As in scvi-tools: both cases of every element, each times whether it is one."""
+    log_total, log_none = torch.log(theta + mean + 1e-8), F.softplus(-logits)
+    log_zero = -logits + theta * (torch.log(theta + 1e-8) - log_total)
+    log_gammas = torch.lgamma(counts + theta) - torch.lgamma(theta) - torch.lgamma(counts + 1)
+    of_zero = F.softplus(log_zero) - log_none
+    of_count = log_zero - log_none + counts * (torch.log(mean + 1e-8) - log_total) + log_gammas
+    nll = (counts < 1e-8).to(mean) * of_zero + (counts > 1e-8).to(mean) * of_count
+    return -nll.sum() / mean.shape[0]
+
+
 def linear_bce(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
     return bce_with_logits(F.linear(hidden, weight, bias), target)

@@ -19,7 +19,7 @@ class Op(NamedTuple):
 
     ``eager`` holds the forms people write, by contender name; the first is the one that is also compiled. Where the
     op returns z, the upstream gradient of its first output is a tensor. Where the likelihood has a learned parameter
-    for each column, that is the second input.
+    for each column, that is the second input. ``fields`` differentiable inputs have the shape of the data.
     """
 
     inputs: Callable[[Work, torch.Generator], list[Tensor]]
@@ -28,6 +28,7 @@ class Op(NamedTuple):
     eager: dict[str, Callable[..., Any]]
     returns_z: bool = False
     learned: bool = False
+    fields: int = 1
 
 
 def _target(work: Work, generator: torch.Generator) -> Tensor:
@@ -55,6 +56,11 @@ def _counts(work: Work, generator: torch.Generator) -> list[Tensor]:
     mean = (1.5 * _normal(work.shape, work, generator)).exp()
     theta = _normal((1, work.shape[1]), work, generator)[0].exp()
     return [mean, theta, torch.poisson(mean.float() * torch.exp(0.7 * mean.log().sin().float()), generator).to(mean)]
+
+
+def _inflated_counts(work: Work, generator: torch.Generator) -> list[Tensor]:
+    mean, theta, counts = _counts(work, generator)
+    return [mean, theta, 2 * _normal(work.shape, work, generator), counts]
 
 
 def _latent(work: Work, generator: torch.Generator) -> list[Tensor]:
@@ -94,6 +100,16 @@ OPS: dict[str, Op] = {
         {"eager": eager.negative_binomial_nll},
         learned=True,
     ),
+    "zero_inflated_negative_binomial_nll": Op(
+        _inflated_counts,
+        (0, 1, 2),
+        lambda mean, theta, logits, counts: functional.zero_inflated_negative_binomial_nll(
+            mean, counts, dispersion=theta, zero_logits=logits
+        ),
+        {"eager": eager.zero_inflated_negative_binomial_nll},
+        learned=True,
+        fields=2,
+    ),
     "linear_bce": Op(_linear, (0, 1, 2), functional.linear_bce, {"eager": eager.linear_bce}),
 }
 
@@ -108,14 +124,14 @@ def bytes_moved(work: Work) -> int:
     data, latent = _elements(work)
     size, target = work.dtype.itemsize, (work.target or work.dtype).itemsize
     z = OPS[work.op].returns_z * latent * size
-    forward = data * (size + target) + (2 * latent + _columns(work)) * size + z
+    forward = data * (OPS[work.op].fields * size + target) + (2 * latent + _columns(work)) * size + z
     return forward + z + gradient_bytes(work) if work.backward else forward
 
 
 def gradient_bytes(work: Work) -> int:
     """Bytes of the gradients that forward + backward returns."""
     data, latent = _elements(work)
-    return (data + 2 * latent + _columns(work)) * work.dtype.itemsize
+    return (OPS[work.op].fields * data + 2 * latent + _columns(work)) * work.dtype.itemsize
 
 
 def _elements(work: Work) -> tuple[int, int]:

@@ -59,21 +59,22 @@ SHORT = (
     Work(TRAINING, (128, 784), latent=20),
 )
 #: cells × genes
-COUNTS, MANY_COUNTS = Work("negative_binomial_nll", (128, 20_000)), Work("negative_binomial_nll", (1024, 20_000))
+COUNTS, MANY_COUNTS = (Work("negative_binomial_nll", (cells, 20_000)) for cells in (128, 1024))
+INFLATED, MANY_INFLATED = (Work("zero_inflated_negative_binomial_nll", (cells, 20_000)) for cells in (128, 1024))
 #: 1.6 GB of float32 inputs; 1 GB of latents
 LARGE_DATA, LARGE_LATENT = (262_144, 784), (1_048_576, 128)
 LARGE_LAYER = Work("linear_bce", (65_536, 784), BF16, U8, hidden=512)
 
 
 def short(device: str) -> list[Work]:
-    """The works of ``fastvae bench``: those of the bars, one of counts, and on a GPU such as fill it."""
+    """The works of ``fastvae bench``: those of the bars, two of counts, and on a GPU such as fill it."""
     large = (
         Work("bce_with_logits", LARGE_DATA),
         Work("bce_with_logits", LARGE_DATA, BF16, U8),
         Work("sample_with_kl", LARGE_LATENT),
         LARGE_LAYER,
     )
-    return [*SHORT, COUNTS, *(large if device == "cuda" else ())]
+    return [*SHORT, COUNTS, INFLATED, *(large if device == "cuda" else ())]
 
 
 def full(device: str) -> list[Work]:
@@ -93,6 +94,13 @@ def full(device: str) -> list[Work]:
         for op in ("sample_with_kl", "reparameterize", "gaussian_kl"):
             works += [Work(op, shape, dtype, backward=backward) for shape in latent for dtype in (F32, BF16)]
     works += [Work("linear_bce", shape, dtype, hidden=512) for shape in data[:2] for dtype in (F32, BF16)]
-    works += [COUNTS, MANY_COUNTS, COUNTS._replace(dtype=BF16), COUNTS._replace(backward=False)]
+    works += [
+        COUNTS,
+        MANY_COUNTS,
+        COUNTS._replace(dtype=BF16),
+        COUNTS._replace(backward=False),
+        INFLATED,
+        MANY_INFLATED,
+    ]
     works += [LARGE_LAYER] if device == "cuda" else []
     return works + [Work(TRAINING, (batch, 784), latent=20) for batch in batches]

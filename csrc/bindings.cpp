@@ -113,9 +113,10 @@ void define(py::module_& module) {
     module.def("with_tensor",
                [](int likelihood, int recon_type, int target_type, int64_t rows, int64_t cols, int64_t total,
                   Address recon, int64_t recon_stride, Address target, int64_t target_stride, bool by_row, int64_t piece,
-                  Address parameter, int64_t parameter_stride, Address upstream, int64_t upstream_stride,
-                  bool upstream_by_element, double weight, Address nll, Address sums, Address grad,
-                  Address grad_parameter, Address parameter_sums, Address columns, QUEUE... queue) {
+                  Address parameter, int64_t parameter_stride, Address zero_logits, int64_t zero_logits_stride,
+                  Address upstream, int64_t upstream_stride, bool upstream_by_element, double weight, Address nll,
+                  Address sums, Address grad, Address grad_parameter, Address parameter_sums, Address columns,
+                  Address grad_zero_logits, QUEUE... queue) {
                    Reconstruction of = reconstruction_of(likelihood, 0, recon_type, target_type, rows, cols, recon,
                                                          recon_stride, target, target_stride, grad);
                    of.grid.total = total;
@@ -127,7 +128,8 @@ void define(py::module_& module) {
                    of.upstream_by_element = upstream_by_element;
                    const ReleaseGIL release(total);
                    return with_tensor({of, by_row, piece, at(parameter), parameter_stride, at(grad_parameter),
-                                       at<double>(parameter_sums), at<double>(columns)},
+                                       at<double>(parameter_sums), at<double>(columns), at(zero_logits),
+                                       zero_logits_stride, at(grad_zero_logits)},
                                       queue_of(queue...));
                });
     module.def("latent_forward",

@@ -104,7 +104,7 @@ FASTVAE_MATH Shifted<V> shifted(V z) {
     const V product = q * (q + constant<V>(6)) * ((q + constant<V>(10)) * (q + constant<V>(12)));
     const V slope = polynomial(q, constant<V>(4), constant<V>(84), constant<V>(504), constant<V>(720)) *
                     (low + low + constant<V>(7));
-    return {z + by, by, small ? product : one, small ? divide(slope, product) : zero};
+    return {z + by, by, small ? product : one, small ? slope * reciprocal(product) : zero};
 }
 
 // What nll and its derivative in θ share. With a = θ and b = x + θ, moved up to 8: log(b/a) exactly, and 1 + y/θ.
@@ -138,7 +138,7 @@ struct NegativeBinomial : WithoutFactor<NegativeBinomial> {
         const V odds = log_normal((s.b.z * s.by_total) * (mean * reciprocal(f.c)));
         const V log_gamma = s.moved * log_normal(s.b.z) + (s.a.z - half) * s.log_ratio -
                             (s.moved + (x - f.start)) + (stirling(s.by_b) - stirling(s.by_a)) +
-                            log_normal(divide(s.a.product, s.b.product * square_root(f.c)));
+                            log_normal(s.a.product * reciprocal(s.b.product * square_root(f.c)));
         const V nll = theta * s.log_growth - x * odds - (log_gamma - f.rest);
         return {nll, constant<V>(1), (theta * s.by_total) * ((mean - x) * by_mean)};
     }
@@ -152,6 +152,24 @@ struct NegativeBinomial : WithoutFactor<NegativeBinomial> {
         return (s.log_growth - s.log_ratio) + (direct + digamma);
     }
 };
+
+// −log of what a count's likelihood e^(−nll) is where it is 0 with probability σ(logit) besides; its derivatives.
+template <class V>
+struct ZeroInflated {
+    V nll, by_nll, by_logit;
+};
+template <class V>
+FASTVAE_MATH ZeroInflated<V> zero_inflated(V nll, V x, V logit) {
+    const V zero = constant<V>(0), one = constant<V>(1), sum = logit + nll;
+    const auto is_zero = x == zero;
+    const V a = exp_negative(negative_absolute(logit)), b = is_zero ? exp_negative(negative_absolute(sum)) : zero;
+    const V by_a = reciprocal_above_one(one + a), by_b = reciprocal_above_one(one + b);
+    // softplus(−π) − softplus(−π − n) but for the quotient: min(−π, n) where −π is positive, as n is
+    const V whole = is_zero ? at_most(positive_part(-logit), nll) : nll + positive_part(logit);
+    const V by_nll = is_zero ? if_negative(sum, by_b, b * by_b) : one;
+    const V of_zero = if_negative(logit, a * by_a, by_a), of_count = if_negative(logit, by_a, a * by_a);
+    return {whole + log_normal((one + a) * by_b), by_nll, is_zero ? by_nll - of_count : of_zero};
+}
 
 }  // namespace FASTVAE_ISA
 }  // namespace fastvae

@@ -33,6 +33,7 @@ struct Reconstruction {
 // A term whose parameter is a tensor, in the type of the arithmetic: one number a row (or for all: stride 0) if by_row,
 // else one an element. What has an address is written: nll or sums, grad, and one of the parameter's gradients, which is
 // one sum a row, or by element, or one row of sums for each `piece` rows. Every gradient is times weight and upstream.
+// With zero_logits, one an element in the type of the arithmetic, a term of counts is zero-inflated.
 struct WithTensor {
     Reconstruction of;
     bool by_row;
@@ -41,6 +42,9 @@ struct WithTensor {
     int64_t parameter_stride;
     void* grad_parameter;
     double *parameter_sums, *columns;
+    const void* zero_logits;
+    int64_t zero_logits_stride;
+    void* grad_zero_logits;
 };
 
 struct Latent {

@@ -27,6 +27,7 @@ from .functional import (
     reparameterize,
     sample_with_kl,
     vae_loss,
+    zero_inflated_negative_binomial_nll,
 )
 from .registry import backends, use_backend
 
@@ -64,4 +65,5 @@ __all__ = [
     "sample_with_kl",
     "use_backend",
     "vae_loss",
+    "zero_inflated_negative_binomial_nll",
 ]

@@ -170,25 +170,26 @@ def _term(ctx: Any) -> dict[str, Any]:
 def _reconstruction_gradients(
     ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, inputs: tuple[Any, ...], traced: Gradients
 ) -> Gradients:
-    """Those of recon and target, and of the parameter if it is a third input."""
+    """Those of recon and target, and of the parameter and the logits of zero if those are inputs, too."""
     if grad_nll is None:
         return (None,) * len(inputs)
     recon_needed, target_needed = ctx.needs_input_grad[:2]
-    tensor_needed = len(inputs) > 2 and ctx.needs_input_grad[2]
-    needed: list[Tensor | None] = [None, None, None]
-    if recon_needed or tensor_needed:
+    tensor_needed, zero_needed = ctx.needs_input_grad[2:4] if len(inputs) > 2 else (False, False)
+    needed: list[Tensor | None] = [None, None, None, None]
+    if recon_needed or tensor_needed or zero_needed:
         gradients = [] if again else _take_gradient(ctx, primitives, traced, grad_nll)
         if not gradients:
             gradients = primitives.reconstruction_backward(grad_nll, *inputs, **_term(ctx))
         needed[0] = gradients[0] if recon_needed else None
         needed[2] = gradients[1].to(inputs[2].dtype) if tensor_needed else None
+        needed[3] = gradients[2] if zero_needed else None
     if target_needed:
         needed[1] = reference_reconstruction.target_gradient(grad_nll, *inputs, **_term(ctx))  # too rare for a kernel
     return tuple(needed[: len(inputs)])
 
 
 def _of_reconstruction(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
-    return _reconstruction_gradients(ctx, primitives, again, grads[0], saved[:3], saved[3:])
+    return _reconstruction_gradients(ctx, primitives, again, grads[0], saved[:4], saved[4:])
 
 
 def _of_latent(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
@@ -228,12 +229,12 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _reconstruction_expression(
-    recon: Tensor, target: Tensor, tensor: Tensor | None = None, *, with_gradient: bool, **options: Any
+    recon: Tensor, target: Tensor, *tensors: Tensor | None, with_gradient: bool, **options: Any
 ) -> tuple[Tensor, ...]:
-    nll = reference_reconstruction.negative_log_likelihood(recon, target, tensor, **options)
+    nll = reference_reconstruction.negative_log_likelihood(recon, target, *tensors, **options)
     if not with_gradient:
         return (nll,)
-    return nll, *reference.reconstruction_backward(torch.ones_like(nll), recon, target, tensor, **options)
+    return nll, *reference.reconstruction_backward(torch.ones_like(nll), recon, target, *tensors, **options)
 
 
 def _latent_expression(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
@@ -260,9 +261,9 @@ def _elbo_expression(
     return (nll + beta * kl).to(nll.dtype), nll, kl, *gradient
 
 
-RECONSTRUCTION = Op(  # (recon, target, parameter tensor)
+RECONSTRUCTION = Op(  # (recon, target, parameter tensor, logits of zero)
     "reconstruction_forward",
-    3,
+    4,
     ("likelihood", "parameter", "reduction", "with_gradient"),
     1,
     _of_reconstruction,
@@ -287,7 +288,7 @@ ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
 _TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO)}
 
 
-def one_pass(recon: Tensor, reduction: str, tensor: Tensor | None = None) -> bool:
+def one_pass(recon: Tensor, reduction: str, *tensors: Tensor | None) -> bool:
     """Whether the forward should write the gradient: it is wanted, and one number will scale it.
 
     Not in float16, where what a GradScaler multiplies by is there to keep the gradient from vanishing, and would come
@@ -295,6 +296,7 @@ def one_pass(recon: Tensor, reduction: str, tensor: Tensor | None = None) -> boo
     """
     if reduction not in TOTAL_REDUCTIONS or recon.dtype == torch.float16 or not torch.is_grad_enabled():
         return False
-    if tensor is None:
-        return recon.requires_grad
-    return (recon.requires_grad or tensor.requires_grad) and tensor.dtype != torch.float16
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.dtype == torch.float16 for tensor in given):
+        return False
+    return recon.requires_grad or any(tensor.requires_grad for tensor in given)

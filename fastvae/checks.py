@@ -168,6 +168,15 @@ def parameter(name: str, value: object, low: float, high: float, recon: Tensor) 
     return 0.0, value
 
 
+def logits_of_zero(value: object, recon: Tensor) -> Tensor:
+    """``value`` in the shape of ``recon`` and the dtype of the arithmetic, if it is a number or broadcasts to that."""
+    number, logits = parameter("zero_logits", value, -math.inf, LARGEST, recon)
+    dtype = accumulator(recon.dtype)
+    if logits is None:
+        logits = recon.new_full((), number, dtype=dtype)
+    return logits.to(dtype).expand(recon.shape)
+
+
 def beta(value: object) -> float | Tensor:
     """``value`` as the weight of the KL: a number of at least 0, or a tensor of one; looked at where that is cheap."""
     if not isinstance(value, Tensor):

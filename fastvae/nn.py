@@ -34,6 +34,7 @@ __all__ = [
     "PoissonNLLWithLogRateLoss",
     "Reparameterize",
     "SampleWithKL",
+    "ZeroInflatedNegativeBinomialNLLLoss",
 ]
 
 
@@ -294,6 +295,17 @@ class NegativeBinomialNLLLoss(_Op):
     def forward(self, mean: Tensor, target: Tensor) -> Tensor:
         """``[B, *data]`` twice → nats."""
         return functional.negative_binomial_nll(mean, target, **self.options)
+
+
+class ZeroInflatedNegativeBinomialNLLLoss(_Op):
+    """:func:`fastvae.zero_inflated_negative_binomial_nll`; a ``dispersion`` that is a ``Parameter`` is learned."""
+
+    def __init__(self, *, dispersion: Parameter, reduction: str = "batchmean"):
+        super().__init__(**_given("negative_binomial", dispersion=dispersion), reduction=reduction)
+
+    def forward(self, mean: Tensor, zero_logits: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` three times → nats."""
+        return functional.zero_inflated_negative_binomial_nll(mean, target, zero_logits=zero_logits, **self.options)
 
 
 class LinearBCE(nn.Linear):

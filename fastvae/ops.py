@@ -22,7 +22,7 @@ _library = torch.library.Library("fastvae", "DEF")
 
 _LATENT = "Tensor mu, Tensor scale, Tensor? seed, Tensor? prior_mu, Tensor? prior_logvar"
 _LATENT_OPTIONS = "bool log_scale, float low, float high, int samples, float free_bits, str reduction"
-_RECONSTRUCTION = "Tensor recon, Tensor target, Tensor? parameter_tensor=None"
+_RECONSTRUCTION = "Tensor recon, Tensor target, Tensor? parameter_tensor=None, Tensor? zero_logits=None"
 _RECONSTRUCTION_OPTIONS = "str likelihood, float parameter, str reduction"
 
 _SCHEMAS = {
@@ -87,26 +87,28 @@ def _latent_backward_fake(
 def _reconstruction_forward_fake(
     recon: Tensor,
     target: Tensor,
-    parameter_tensor: Tensor | None = None,
-    *,
+    *tensors: Tensor | None,
     reduction: str,
     with_gradient: bool,
     **_: Any,
 ) -> list[Tensor]:
-    return [_loss_like(recon, reduction), *(_gradients_like(recon, parameter_tensor) if with_gradient else [])]
+    return [_loss_like(recon, reduction), *(_gradients_like(recon, *tensors) if with_gradient else [])]
 
 
 def _reconstruction_backward_fake(
-    grad_nll: Tensor, recon: Tensor, target: Tensor, parameter_tensor: Tensor | None = None, **_: Any
+    grad_nll: Tensor, recon: Tensor, target: Tensor, *tensors: Tensor | None, **_: Any
 ) -> list[Tensor]:
-    return _gradients_like(recon, parameter_tensor)
+    return _gradients_like(recon, *tensors)
 
 
-def _gradients_like(recon: Tensor, parameter_tensor: Tensor | None) -> list[Tensor]:
+def _gradients_like(
+    recon: Tensor, parameter_tensor: Tensor | None = None, zero_logits: Tensor | None = None
+) -> list[Tensor]:
     if parameter_tensor is None:
         return [_like(recon)]
     dtype = gradient_dtype(parameter_tensor, recon.shape, accumulator(recon.dtype))
-    return [_like(recon), parameter_tensor.new_empty(parameter_tensor.shape, dtype=dtype)]
+    gradients = [_like(recon), parameter_tensor.new_empty(parameter_tensor.shape, dtype=dtype)]
+    return gradients if zero_logits is None else [*gradients, _like(zero_logits)]
 
 
 def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient: bool, **options: Any) -> list[Tensor]:

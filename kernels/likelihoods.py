@@ -274,6 +274,29 @@ def of_difference(derivative: Formula) -> Formula:
     return lambda y, x, number: -derivative(y, x, number)
 
 
+def _softplus(y: Tensor) -> Tensor:
+    return positive_part(y) + torch.log1p(torch.exp(-y.abs()))
+
+
+def zero_inflated_nll(nll: Tensor, zero_logits: Tensor, x: Tensor) -> Tensor:
+    """−log(σ(π)·[x = 0] + σ(−π)·e^(−nll)): with probability σ(π) a count is 0 whatever its likelihood says.
+
+    As in scvi-tools' ``log_zinb_positive``, softplus(−π) − softplus(−π − nll) at 0, but without the difference of two
+    large numbers. Any likelihood of counts may be so.
+    """
+    both = zero_logits + nll
+    rest = torch.log1p(torch.exp(-zero_logits.abs())) - torch.log1p(torch.exp(-both.abs()))
+    at_zero = torch.minimum(positive_part(-zero_logits), nll) + rest
+    return torch.where(x == 0, at_zero, _softplus(zero_logits) + nll)
+
+
+def zero_inflated_derivatives(nll: Tensor, zero_logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """In nll, and in π."""
+    at_zero = torch.sigmoid(-zero_logits - nll)
+    by_nll = torch.where(x == 0, at_zero, 1.0)
+    return by_nll, torch.where(x == 0, at_zero - torch.sigmoid(-zero_logits), torch.sigmoid(zero_logits))
+
+
 LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli_logits": Likelihood(
         bernoulli_logits_nll,

@@ -18,7 +18,8 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ACCUMULATORS = {dtype: accumulator(dtype) for dtype in FLOATS}
 TOTALS = frozenset(TOTAL_REDUCTIONS)
 NO_PRIOR = [0, 0, 0, 0]
-PIECES = 64  # sums over the batch: so many partial ones, however many threads there are
+PIECES = 64  # sums over the batch: so many partial ones at most, however many threads there are
+LEAST_ROWS = 8  # that a partial sum is of: all of them are an eighth of the data, in float64
 
 
 class Work:
@@ -107,16 +108,20 @@ class WithTensor(Reconstruction):
     """A term whose parameter is a ``tensor``. To fill are those ``buffers`` that are not None.
 
     ``piece`` rows share a row of ``columns``. A backend may set ``sums`` and ``parameter_sums`` afresh, with several
-    parts a row.
+    parts a row. ``zero_logits``, and its gradient, are by element; without it the term is not inflated.
     """
 
-    __slots__ = ("columns", "grad_parameter", "nll", "on_host", "parameter_sums", "piece", "pieces", "sums", "tensor")
+    __slots__ = (
+        "columns", "grad_parameter", "grad_zero_logits", "nll", "on_host", "parameter_sums", "piece", "pieces", "sums",
+        "tensor", "zero_logits",
+    )  # fmt: skip
 
     def __init__(
         self,
         recon: Tensor,
         target: Tensor,
         parameter_tensor: Tensor,
+        zero_logits: Tensor | None,
         likelihood: str,
         reduction: str,
         on_host: bool,
@@ -126,10 +131,12 @@ class WithTensor(Reconstruction):
         kind = self.tensor.kind
         elements = [self.tensor.value] if kind == "element" else []
         by_example = kind == "column" or (kind == "row" and self.tensor.stride == 1)
-        super().__init__([recon, target, *elements], reduction, BLOCK if on_host else ALL, upstream, by_example)
+        tensors = [recon, target, *elements, *([] if zero_logits is None else [zero_logits])]
+        super().__init__(tensors, reduction, BLOCK if on_host else ALL, upstream, by_example)
         if elements:
             self.tensor.value, self.tensor.stride = self.tensors[2], self.places[5]
-        self.piece = max(1, -(-self.rows // PIECES)) if kind == "column" else 1
+        self.zero_logits = None if zero_logits is None else self.tensors[-1]
+        self.piece = max(LEAST_ROWS, -(-self.rows // PIECES)) if kind == "column" else 1
         self.pieces = -(-self.rows // self.piece)
         self.nll: Tensor | None = None
         self.sums: Tensor | None = None
@@ -137,10 +144,19 @@ class WithTensor(Reconstruction):
         self.grad_parameter: Tensor | None = None
         self.parameter_sums: Tensor | None = None
         self.columns: Tensor | None = None
+        self.grad_zero_logits: Tensor | None = None
 
     @property
     def buffers(self) -> tuple[Tensor | None, ...]:
-        return self.nll, self.sums, self.grad, self.grad_parameter, self.parameter_sums, self.columns
+        return (
+            self.nll, self.sums, self.grad, self.grad_parameter, self.parameter_sums, self.columns,
+            self.grad_zero_logits,
+        )  # fmt: skip
+
+    @property
+    def zero_logits_stride(self) -> int:
+        """From row to row of ``zero_logits``, if there are any."""
+        return self.places[-1]
 
     def row_sums(self) -> Tensor:
         """A buffer for one number a row."""
@@ -155,9 +171,11 @@ class WithTensor(Reconstruction):
             self.columns = torch.zeros((self.pieces, self.cols), dtype=torch.float64, device=self.like.device)
         else:
             self.grad_parameter = self.grad.new_empty(self.grad.shape, dtype=ACCUMULATORS[self.grad.dtype])
+        if self.zero_logits is not None:
+            self.grad_zero_logits = self.grad.new_empty(self.grad.shape, dtype=ACCUMULATORS[self.grad.dtype])
 
     def gradients(self) -> list[Tensor]:
-        """Both, once they are filled."""
+        """All, once they are filled."""
         parts = self.columns
         if self.parameter_sums is not None:
             parts = by_row(self.parameter_sums)
@@ -167,7 +185,8 @@ class WithTensor(Reconstruction):
                 parts = parts.sum(0, keepdim=True, dtype=torch.float64)
         assert self.grad is not None
         assert parts is not None
-        return [self.grad, self.tensor.gradient(parts, self.like.shape)]
+        gradients = [self.grad, self.tensor.gradient(parts, self.like.shape)]
+        return gradients if self.grad_zero_logits is None else [*gradients, self.grad_zero_logits]
 
     def loss(self) -> Tensor:
         """The reduced loss, once ``sums`` are filled."""
@@ -262,6 +281,7 @@ class Primitives:
         recon: Tensor,
         target: Tensor,
         parameter_tensor: Tensor | None = None,
+        zero_logits: Tensor | None = None,
         *,
         likelihood: str,
         parameter: float,
@@ -270,7 +290,7 @@ class Primitives:
     ) -> list[Tensor]:
         if not recon.numel():
             loss = self.loss_like(recon, reduction).fill_(0.0 * reduction_weight(reduction, recon))
-            return [loss, *(self._no_gradients(recon, parameter_tensor) if with_gradient else [])]
+            return [loss, *(self._no_gradients(recon, parameter_tensor, zero_logits) if with_gradient else [])]
         if parameter_tensor is None:
             loss, work = self.loss_like(recon, reduction), Reconstruction([recon, target], reduction, self.block)
             work.likelihood, work.parameter = likelihood, parameter
@@ -278,7 +298,7 @@ class Primitives:
             if self.fill_reconstruction(work, loss):
                 check_domains(likelihood, recon, target)
             return [loss] if work.grad is None else [loss, work.grad]
-        own = WithTensor(recon, target, parameter_tensor, likelihood, reduction, self.on_host)
+        own = WithTensor(recon, target, parameter_tensor, zero_logits, likelihood, reduction, self.on_host)
         if reduction == "none":
             own.nll = self.empty_like(recon)
         else:
@@ -295,28 +315,30 @@ class Primitives:
         recon: Tensor,
         target: Tensor,
         parameter_tensor: Tensor | None = None,
+        zero_logits: Tensor | None = None,
         *,
         likelihood: str,
         parameter: float,
         reduction: str,
     ) -> list[Tensor]:
         if not recon.numel():
-            return self._no_gradients(recon, parameter_tensor)
+            return self._no_gradients(recon, parameter_tensor, zero_logits)
         if parameter_tensor is None:
             work = Reconstruction([recon, target], reduction, self.block, grad_nll)
             work.likelihood, work.parameter, work.grad = likelihood, parameter, self.empty_like(recon)
             self.fill_reconstruction_gradient(work)
             return [work.grad]
-        own = WithTensor(recon, target, parameter_tensor, likelihood, reduction, self.on_host, grad_nll)
+        own = WithTensor(recon, target, parameter_tensor, zero_logits, likelihood, reduction, self.on_host, grad_nll)
         own.want_gradients()
         self.fill_with_tensor(own)
         return own.gradients()
 
-    def _no_gradients(self, recon: Tensor, parameter_tensor: Tensor | None) -> list[Tensor]:
+    def _no_gradients(self, recon: Tensor, parameter_tensor: Tensor | None, zero_logits: Tensor | None) -> list[Tensor]:
         if parameter_tensor is None:
             return [self.empty_like(recon)]
         dtype = gradient_dtype(parameter_tensor, recon.shape, ACCUMULATORS[recon.dtype])
-        return [self.empty_like(recon), torch.zeros_like(parameter_tensor, dtype=dtype)]
+        of_zero_logits = [] if zero_logits is None else [self.empty_like(zero_logits)]
+        return [self.empty_like(recon), torch.zeros_like(parameter_tensor, dtype=dtype), *of_zero_logits]
 
     def latent_forward(
         self,

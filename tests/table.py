@@ -117,6 +117,28 @@ def negative_binomial_exactly(mean: Tensor, theta: Tensor, x: Tensor) -> Tensor:
     return formulas.negative_binomial(mean, x, theta, 0.0).value.value
 
 
+def zero_inflated_inputs(*shape: int) -> list[Tensor]:
+    mean, theta, count = mean_dispersion_and_count(*shape)
+    return [mean, theta, torch.randn(*shape, dtype=torch.float64) * 4, count]
+
+
+def zero_inflated(mean: Tensor, theta: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+    """Minus ``log_zinb_positive`` of scvi-tools."""
+    log_total, log_theta = torch.log(theta + mean + 1e-8), torch.log(theta + 1e-8)
+    log_zero = -logits + theta * (log_theta - log_total)
+    log_gammas = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    at_zero = F.softplus(log_zero) - F.softplus(-logits)
+    elsewhere = -F.softplus(-logits) + log_zero + x * (torch.log(mean + 1e-8) - log_total) + log_gammas
+    return -torch.where(x < 1e-8, at_zero, elsewhere)
+
+
+def zero_inflated_exactly(mean: Tensor, theta: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+    """−log(σ(π) + σ(−π)·e^(−n)) of a zero, as a sum of probabilities, which do not cancel."""
+    nll = negative_binomial_exactly(mean, theta, x)
+    at_zero = -torch.logaddexp(F.logsigmoid(logits), F.logsigmoid(-logits) - nll)
+    return torch.where(x == 0, at_zero, nll - F.logsigmoid(-logits))
+
+
 def clipped_bce(y: Tensor, x: Tensor) -> Tensor:
     return -x * y.clamp(1e-8, 1 - 1e-8).log() - (1 - x) * (1 - y).clamp(1e-8, 1 - 1e-8).log()
 
@@ -242,6 +264,16 @@ OPS: dict[str, Op] = {
         mean_dispersion_and_count,
         negative_binomial,
         2,
+        counts=True,
+    ),
+    "zero_inflated_negative_binomial_nll": Op(
+        lambda y, theta, logits, x, **kw: fastvae.zero_inflated_negative_binomial_nll(
+            y, x, dispersion=theta, zero_logits=logits, **kw
+        ),
+        zero_inflated_exactly,
+        zero_inflated_inputs,
+        zero_inflated,
+        3,
         counts=True,
     ),
     "gaussian_kl": Op(fastvae.gaussian_kl, kl_logvar, mu_and_logvar, kl_logvar, 2),

@@ -87,6 +87,9 @@ def test_bytes_that_must_move() -> None:
     assert ops.bytes_moved(Work("sample_with_kl", (16, 4))) == 6 * 4 * latent
     assert ops.bytes_moved(Work("reparameterize", (16, 4), backward=False)) == 3 * 4 * latent
     assert ops.bytes_moved(Work("negative_binomial_nll", (16, 24))) == 4 * (3 * data + 2 * 24)
+    inflated = Work("zero_inflated_negative_binomial_nll", (16, 24))
+    assert ops.bytes_moved(inflated) == 4 * (5 * data + 2 * 24)
+    assert ops.gradient_bytes(inflated) == 4 * (2 * data + 24)
     assert ops.bytes_moved(SMALL) == 4 * (3 * data + 4 * latent)
     assert ops.gradient_bytes(SMALL) == 4 * (data + 2 * latent)
     assert ops.gradient_bytes(Work("sample_with_kl", (16, 4))) == 4 * 2 * latent

@@ -43,15 +43,12 @@ SETTINGS = {
     [
         ("as it is", "cuda"),
         ("threads backward", "cuda and (test_sizes or test_layouts or test_long)"),
-        ("perturbed", "cuda and (test_dtypes or test_sizes or test_layouts or test_long)"),
+        ("perturbed", "cuda and (test_dtypes or test_sizes or test_layouts or test_long or test_counts)"),
     ],
 )
 def test_the_op_table_in_the_emulator(setting: str, tests: str, library: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests]
-    files = [
-        str(HERE / name)
-        for name in ("test_ops.py", "test_noise.py", "test_autograd.py", "test_edges.py", "test_parameters.py")
-    ]
+    files = [str(HERE / f"test_{name}.py") for name in ("ops", "noise", "autograd", "edges", "parameters", "counts")]
     environment = {**os.environ, **SETTINGS[setting], "FASTVAE_EMULATED_CUDA": str(library)}
     run = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

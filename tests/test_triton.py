@@ -63,7 +63,7 @@ PERTURBED = "triton and (test_long or (test_dtypes and float32))"
 @pytest.mark.parametrize(
     ("file", "tests", "perturb"),
     [
-        *((f"test_{name}.py", IN_THE_INTERPRETER, "") for name in ("ops", "noise", "autograd", "parameters")),
+        *((f"test_{name}.py", IN_THE_INTERPRETER, "") for name in ("ops", "noise", "autograd", "parameters", "counts")),
         ("test_ops.py", PERTURBED, "1"),
     ],
 )

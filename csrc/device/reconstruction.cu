@@ -17,8 +17,12 @@ constexpr int FACTORS = 96;  // in [½, 2], multiplied before their logarithm is
 template <class Y>
 constexpr int VECTOR = 16 / sizeof(Y);
 
+// An SM has at least so many: two would not leave the counts of float64 the registers they need.
+template <class Y>
+constexpr int BLOCKS = sizeof(Y) == 8 ? 1 : 2;
+
 template <class TERM, class Y, class X>
-__global__ void __launch_bounds__(THREADS) rows_kernel(const Reconstruction work, const int group) {
+__global__ void __launch_bounds__(THREADS, BLOCKS<Y>) rows_kernel(const Reconstruction work, const int group) {
     using V = compute_t<Y>;
     __shared__ SumStorage storage;
     const V parameter = static_cast<V>(work.parameter);
@@ -105,9 +109,10 @@ __global__ void __launch_bounds__(THREADS) elements_kernel(const Reconstruction 
     });
 }
 
-// Loss and gradients of a term whose parameter is a tensor, in one pass.
-template <class TERM, class Y, class X, bool BY_ROW>
-__global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor work, const int group) {
+// Loss and gradients of a term whose parameter is a tensor, in one pass; INFLATED by the logits of a zero.
+template <class TERM, class Y, class X, bool BY_ROW, bool INFLATED>
+__global__ void __launch_bounds__(THREADS, BLOCKS<Y>)
+    with_tensor_kernel(const WithTensor work, const int group) {
     using V = compute_t<Y>;
     __shared__ SumStorage storage;
     const Reconstruction& of = work.of;
@@ -131,13 +136,24 @@ __global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor w
         if (grad != nullptr) vectors = vectors && aligned<VECTOR<Y>>(grad + head);
         if (grad_parameter != nullptr) vectors = vectors && aligned<VECTOR<Y>>(grad_parameter + head);
         if (upstream != nullptr) vectors = vectors && aligned<VECTOR<Y>>(upstream + head);
+        const V* logits = nullptr;
+        V* grad_logits = nullptr;
+        if constexpr (INFLATED) {
+            logits = static_cast<const V*>(work.zero_logits) + turn.row * work.zero_logits_stride;
+            vectors = vectors && aligned<VECTOR<Y>>(logits + head);
+            if (work.grad_zero_logits != nullptr) {
+                grad_logits = static_cast<V*>(work.grad_zero_logits) + begin;
+                vectors = vectors && aligned<VECTOR<Y>>(grad_logits + head);
+            }
+        }
         double sum = 0, slope_sum = 0;
         for_elements<VECTOR<Y>>(turn, end, head, vectors, [&](auto n, int64_t j) {
             constexpr int N = decltype(n)::value;
             const Values<V, N> y = load<N>(recon + j);
             const Values<V, N> x = load<N>(target + j);
-            Values<V, N> p, c, of_nll, of_recon, of_parameter;
+            Values<V, N> p, c, of_nll, of_recon, of_parameter, logit, of_logit;
             if constexpr (!BY_ROW) p = load<N>(parameter + j);
+            if constexpr (INFLATED) logit = load<N>(logits + j);
             if (upstream != nullptr) c = load<N>(upstream + j);
             V additive = 0, slopes = 0;
 #pragma unroll
@@ -146,6 +162,12 @@ __global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor w
                 if (upstream == nullptr) c.v[k] = by_row;
                 const Terms<V> terms = TERM::terms(y.v[k], x.v[k], p.v[k]);
                 of_nll.v[k] = terms.additive;
+                if constexpr (INFLATED) {
+                    const ZeroInflated<V> term = zero_inflated(terms.additive, x.v[k], logit.v[k]);
+                    of_nll.v[k] = term.nll;
+                    of_logit.v[k] = term.by_logit * c.v[k];
+                    c.v[k] *= term.by_nll;
+                }
                 of_recon.v[k] = terms.derivative * c.v[k];
                 of_parameter.v[k] = TERM::slope(y.v[k], x.v[k], p.v[k]) * c.v[k];
                 additive += of_nll.v[k];
@@ -156,6 +178,9 @@ __global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor w
             if (nll != nullptr) store<N>(nll + j, of_nll);
             if (grad != nullptr) store<N>(grad + j, of_recon);
             if (grad_parameter != nullptr) store<N>(grad_parameter + j, of_parameter);
+            if constexpr (INFLATED) {
+                if (grad_logits != nullptr) store<N>(grad_logits + j, of_logit);
+            }
         });
         if (of.sums != nullptr) write_sum(storage, group, turn, sum, of.sums);
         if (work.parameter_sums != nullptr) write_sum(storage, group, turn, slope_sum, work.parameter_sums);
@@ -165,8 +190,17 @@ __global__ void __launch_bounds__(THREADS) with_tensor_kernel(const WithTensor w
 template <class TERM, class Y, class X>
 int64_t launch_for_types(const WithTensor& work, const Queue& queue) {
     if constexpr (TERM::WITH_TENSOR) {
-        if (work.by_row) return launch_rows<with_tensor_kernel<TERM, Y, X, true>>(work, work.of.grid, VECTOR<Y>, queue);
-        return launch_rows<with_tensor_kernel<TERM, Y, X, false>>(work, work.of.grid, VECTOR<Y>, queue);
+        const auto launch = [&](auto inflated) {
+            constexpr bool INFLATED = decltype(inflated)::value;
+            if (work.by_row) {
+                return launch_rows<with_tensor_kernel<TERM, Y, X, true, INFLATED>>(work, work.of.grid, VECTOR<Y>, queue);
+            }
+            return launch_rows<with_tensor_kernel<TERM, Y, X, false, INFLATED>>(work, work.of.grid, VECTOR<Y>, queue);
+        };
+        if constexpr (TERM::TARGET == Domain::COUNT) {
+            if (work.zero_logits != nullptr) return launch(std::true_type{});
+        }
+        return launch(std::false_type{});
     } else {
         throw std::invalid_argument(std::string(TERM::NAME) + " takes no tensor for its parameter");
     }

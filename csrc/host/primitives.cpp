@@ -177,7 +177,9 @@ int with_tensor(const WithTensor& work, int threads) {
     const Reconstruction& of = work.of;
     advise(of.grad, of.grid.total, of.recon_type);
     advise(of.nll, of.grid.total, of.recon_type);
-    advise(work.grad_parameter, of.grid.total, of.recon_type == FLOAT64 ? FLOAT64 : FLOAT32);
+    const int real = of.recon_type == FLOAT64 ? FLOAT64 : FLOAT32;
+    advise(work.grad_parameter, of.grid.total, real);
+    advise(work.grad_zero_logits, of.grid.total, real);
     const Rows pieces{(of.grid.rows + work.piece - 1) / work.piece, of.grid.cols * work.piece, of.grid.total};
     return run(FASTVAE_PICK(with_tensor_span), work, pieces, 1, threads);
 }

@@ -176,6 +176,9 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
         Y *nll = static_cast<Y*>(of.nll), *grad = static_cast<Y*>(of.grad);
         Scalar* grad_parameter = static_cast<Scalar*>(work.grad_parameter);
         double* columns = work.columns == nullptr ? nullptr : work.columns + row / work.piece * of.grid.cols;
+        const Scalar* logits = static_cast<const Scalar*>(work.zero_logits);
+        if (logits != nullptr) logits += row * work.zero_logits_stride;
+        Scalar* grad_logits = static_cast<Scalar*>(work.grad_zero_logits);
         const V number = BY_ROW ? broadcast<V>(*parameter) : one;
         V additive{}, slopes{};
         // `count` elements from j on, as many as a vector holds if WHOLE
@@ -198,10 +201,19 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
             if constexpr (!BY_ROW) p = read(parameter);
             if constexpr (!BY_ROW && !WHOLE) p = there ? p : one;
             const Terms<V> terms = TERM::terms(y, x, p);
-            if (of.sums != nullptr) add(additive, terms.additive);
-            if (nll != nullptr) write(nll + begin, terms.additive);
+            ZeroInflated<V> term{terms.additive, one, {}};
+            if constexpr (TERM::TARGET == Domain::COUNT) {
+                if (logits != nullptr) term = zero_inflated(terms.additive, x, read(logits));
+            }
+            if (of.sums != nullptr) add(additive, term.nll);
+            if (nll != nullptr) write(nll + begin, term.nll);
             if (grad == nullptr) return;
-            const V factor = upstream != nullptr ? read(upstream) : by_row, slope = TERM::slope(y, x, p) * factor;
+            V factor = upstream != nullptr ? read(upstream) : by_row;
+            if constexpr (TERM::TARGET == Domain::COUNT) {
+                if (grad_logits != nullptr) write(grad_logits + begin, term.by_logit * factor);
+                factor *= term.by_nll;
+            }
+            const V slope = TERM::slope(y, x, p) * factor;
             write(grad + begin, terms.derivative * factor);
             if constexpr (BY_ROW) {
                 add(slopes, slope);

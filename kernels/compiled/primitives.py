@@ -56,8 +56,8 @@ class Compiled(Primitives):
         result: int = self.native.with_tensor(
             CODES[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype], work.rows, work.cols, work.total,
             *work.places[:4], work.tensor.kind == "row", work.piece, work.tensor.value.data_ptr(),
-            work.tensor.stride, address(work.upstream), work.upstream_stride, work.by_element, work.weight,
-            *map(address, work.buffers), *self.queue(recon, 0)[0],
+            work.tensor.stride, address(work.zero_logits), work.zero_logits_stride, address(work.upstream),
+            work.upstream_stride, work.by_element, work.weight, *map(address, work.buffers), *self.queue(recon, 0)[0],
         )  # fmt: skip
         return result
 

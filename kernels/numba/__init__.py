@@ -70,10 +70,12 @@ class Numba(Primitives):
         recon, target = work.tensors[:2]
         types = IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype]
         return threads.run(
-            reconstruction.with_tensor(*types, work.tensor.kind == "row", work.by_element),
+            reconstruction.with_tensor(
+                *types, work.tensor.kind == "row", work.by_element, work.zero_logits is not None
+            ),
             work.pieces, work.piece * work.cols, work.piece, work.rows, work.cols, work.total, *work.places[:4],
-            work.tensor.value.data_ptr(), work.tensor.stride, address(work.upstream), work.upstream_stride,
-            work.weight, *map(address, work.buffers),
+            work.tensor.value.data_ptr(), work.tensor.stride, address(work.zero_logits), work.zero_logits_stride,
+            address(work.upstream), work.upstream_stride, work.weight, *map(address, work.buffers),
         )  # fmt: skip
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:

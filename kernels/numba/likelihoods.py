@@ -261,6 +261,21 @@ def negative_binomial_by_dispersion(y, x, theta):
     return (grown - log_ratio) + (direct + digamma)
 
 
+@exact
+def zero_inflated(nll, x, logit):
+    """−log of what e^(−nll) is where a count is 0 with probability σ(logit) besides; its derivatives in both."""
+    one, zero = constant(1.0, x), constant(0.0, x)
+    total = logit + nll
+    a = exp_negative(-abs(logit))
+    b = select(x == zero, exp_negative(-abs(total)), zero)
+    by_a, by_b = one / (one + a), one / (one + b)
+    below, above = select(logit < zero, -logit, zero), select(logit < zero, zero, logit)
+    whole = select(x == zero, select(below < nll, below, nll), nll + above)
+    by_nll = select(x == zero, select(total < zero, by_b, b * by_b), one)
+    of_zero, of_count = select(logit < zero, a * by_a, by_a), select(logit < zero, by_a, a * by_a)
+    return whole + log_normal((one + a) * by_b), by_nll, select(x == zero, by_nll - of_count, of_zero)
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,

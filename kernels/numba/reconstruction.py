@@ -14,7 +14,7 @@ from numba import njit
 
 from . import cache
 from .intrinsics import FLOAT32, FLOAT64, UINT8, constant, everything, load, load_like, store
-from .likelihoods import WATCH_RECON, WATCH_TARGET, element_terms, parameter_slope, terms
+from .likelihoods import WATCH_RECON, WATCH_TARGET, element_terms, parameter_slope, terms, zero_inflated
 from .math import log_normal
 
 # reassoc lets LLVM keep one partial sum (or product) a vector lane
@@ -166,12 +166,13 @@ def backward_elements(likelihood: int, recon_type: int, target_type: int) -> Cal
 
 @functools.cache
 def with_tensor(
-    likelihood: int, recon_type: int, target_type: int, by_row: bool, upstream_by_element: bool
+    likelihood: int, recon_type: int, target_type: int, by_row: bool, upstream_by_element: bool, inflated: bool
 ) -> Callable[..., int]:
     """Everything of a term whose parameter is a tensor: what is written is what has an address.
 
     One loop for each output, over a row that is in the cache by then: each loop is vectorised. The parameter is one
     number per row if ``by_row``, else one per element. Each piece of ``piece`` rows has a row of ``columns`` to itself.
+    ``inflated`` by logits of zero, one per element.
     """
     sources, real = cache.STAMP, FLOAT64 if recon_type == FLOAT64 else FLOAT32
     watch_recon, watch_target = watches(likelihood, target_type)
@@ -179,15 +180,15 @@ def with_tensor(
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def fill(
         first, last, piece, rows, cols, total, recon_ptr, recon_stride, target_ptr, target_stride, parameter_ptr,
-        parameter_stride, upstream_ptr, upstream_stride, weight, nll_ptr, sums_ptr, grad_ptr, grad_parameter_ptr,
-        parameter_sums_ptr, columns_ptr
+        parameter_stride, logits_ptr, logits_stride, upstream_ptr, upstream_stride, weight, nll_ptr, sums_ptr, grad_ptr,
+        grad_parameter_ptr, parameter_sums_ptr, columns_ptr, grad_logits_ptr
     ):  # fmt: skip
         sources  # noqa: B018
         flags = CLEAR
         zero = constant(0.0, load(recon_type, recon_ptr, 0))
         for row in range(first * piece, min(last * piece, rows)):
             recon, target, out, columns = row * recon_stride, row * target_stride, row * cols, row // piece * cols
-            parameter, upstream = row * parameter_stride, row * upstream_stride
+            parameter, upstream, logits = row * parameter_stride, row * upstream_stride, row * logits_stride
             end = min(cols, total - out)
             number, scale = zero, constant(weight, zero)
             if by_row:
@@ -199,7 +200,10 @@ def with_tensor(
                     p = number if by_row else load(real, parameter_ptr, parameter + j)
                     y, x = load(recon_type, recon_ptr, recon + j), load_like(target_type, target_ptr, target + j, zero)
                     flags = watch_recon(watch_target(flags, x), y)
-                    store(recon_type, nll_ptr, out + j, terms(likelihood, y, x, p)[0])
+                    nll = terms(likelihood, y, x, p)[0]
+                    if inflated:
+                        nll = zero_inflated(nll, x, load(real, logits_ptr, logits + j))[0]
+                    store(recon_type, nll_ptr, out + j, nll)
             if sums_ptr:
                 row_sum = 0.0
                 for start in range(0, end, FACTORS):
@@ -211,7 +215,10 @@ def with_tensor(
                             load_like(target_type, target_ptr, target + j, zero),
                         )
                         flags = watch_recon(watch_target(flags, x), y)
-                        part += terms(likelihood, y, x, p)[0]
+                        nll = terms(likelihood, y, x, p)[0]
+                        if inflated:
+                            nll = zero_inflated(nll, x, load(real, logits_ptr, logits + j))[0]
+                        part += nll
                     row_sum += part
                 store(FLOAT64, sums_ptr, row, row_sum)
             if grad_ptr:
@@ -225,7 +232,12 @@ def with_tensor(
                             load(recon_type, recon_ptr, recon + j),
                             load_like(target_type, target_ptr, target + j, zero),
                         )
-                        store(recon_type, grad_ptr, out + j, terms(likelihood, y, x, p)[2] * c)
+                        nll, _, derivative = terms(likelihood, y, x, p)
+                        if inflated:
+                            _, by_nll, by_logit = zero_inflated(nll, x, load(real, logits_ptr, logits + j))
+                            store(real, grad_logits_ptr, out + j, by_logit * c)
+                            c *= by_nll
+                        store(recon_type, grad_ptr, out + j, derivative * c)
                         if by_row:
                             part += parameter_slope(likelihood, y, x, p) * c
                     slope_sum += part
@@ -237,6 +249,8 @@ def with_tensor(
                     c = load(recon_type, upstream_ptr, upstream + j) if upstream_by_element else scale
                     y, x = load(recon_type, recon_ptr, recon + j), load_like(target_type, target_ptr, target + j, zero)
                     slope = parameter_slope(likelihood, y, x, p) * c
+                    if inflated:
+                        slope *= zero_inflated(terms(likelihood, y, x, p)[0], x, load(real, logits_ptr, logits + j))[1]
                     if columns_ptr:
                         at = columns + j
                         store(FLOAT64, columns_ptr, at, load(FLOAT64, columns_ptr, at) + slope)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..checks import check_domains
 from ..layout import accumulator, loss_dtype, reduction_weight
-from ..likelihoods import LIKELIHOODS
+from ..likelihoods import LIKELIHOODS, zero_inflated_derivatives, zero_inflated_nll
 from ..parameters import gradient_dtype
 
 
@@ -40,38 +42,38 @@ def number_of(parameter: float, parameter_tensor: Tensor | None, like: Tensor) -
 
 
 def negative_log_likelihood(
-    recon: Tensor, target: Tensor, parameter_tensor: Tensor | None, likelihood: str, parameter: float, reduction: str
+    recon: Tensor,
+    target: Tensor,
+    parameter_tensor: Tensor | None = None,
+    zero_logits: Tensor | None = None,
+    *,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
 ) -> Tensor:
     """The loss alone, differentiable, without looking at the data: what ``vmap`` and double backward go through."""
     y, x = prepare(recon, target)
-    number = number_of(parameter, parameter_tensor, recon)
-    return reduce(LIKELIHOODS[likelihood].nll(y, x, number), reduction, recon.dtype)
+    nll = LIKELIHOODS[likelihood].nll(y, x, number_of(parameter, parameter_tensor, recon))
+    if zero_logits is not None:
+        nll = zero_inflated_nll(nll, zero_logits, x)
+    return reduce(nll, reduction, recon.dtype)
 
 
 def reconstruction_forward(
     recon: Tensor,
     target: Tensor,
-    parameter_tensor: Tensor | None = None,
-    *,
+    *tensors: Tensor | None,
     likelihood: str,
     parameter: float,
     reduction: str,
     with_gradient: bool,
 ) -> list[Tensor]:
     check_domains(likelihood, recon, target)
-    nll = negative_log_likelihood(recon, target, parameter_tensor, likelihood, parameter, reduction)
+    options: dict[str, Any] = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
+    nll = negative_log_likelihood(recon, target, *tensors, **options)
     if not with_gradient:
         return [nll]
-    gradients = reconstruction_backward(
-        nll.new_ones(()),
-        recon,
-        target,
-        parameter_tensor,
-        likelihood=likelihood,
-        parameter=parameter,
-        reduction=reduction,
-    )
-    return [nll, *gradients]
+    return [nll, *reconstruction_backward(nll.new_ones(()), recon, target, *tensors, **options)]
 
 
 def reconstruction_backward(
@@ -79,6 +81,7 @@ def reconstruction_backward(
     recon: Tensor,
     target: Tensor,
     parameter_tensor: Tensor | None = None,
+    zero_logits: Tensor | None = None,
     *,
     likelihood: str,
     parameter: float,
@@ -87,13 +90,17 @@ def reconstruction_backward(
     y, x = prepare(recon, target)
     upstream, row = spread(grad_nll, reduction, recon), LIKELIHOODS[likelihood]
     number = number_of(parameter, parameter_tensor, recon)
+    of_zero_logits = []
+    if zero_logits is not None:
+        by_nll, by_zero_logits = zero_inflated_derivatives(row.nll(y, x, number), zero_logits, x)
+        of_zero_logits, upstream = [upstream * by_zero_logits], upstream * by_nll
     gradients = [(upstream * row.derivative(y, x, number)).to(recon.dtype)]
     if parameter_tensor is not None:
         assert row.parameter_derivative is not None
         elements = (upstream * row.parameter_derivative(y, x, number)).double()
         dtype = gradient_dtype(parameter_tensor, recon.shape, y.dtype)
         gradients.append(elements.sum_to_size(parameter_tensor.shape).to(dtype))
-    return gradients
+    return gradients + of_zero_logits
 
 
 def target_gradient(
@@ -101,6 +108,7 @@ def target_gradient(
     recon: Tensor,
     target: Tensor,
     parameter_tensor: Tensor | None = None,
+    zero_logits: Tensor | None = None,
     *,
     likelihood: str,
     parameter: float,
@@ -108,8 +116,10 @@ def target_gradient(
 ) -> Tensor:
     """The gradient in the target, which is asked for too rarely to be a kernel."""
     y, x = prepare(recon, target)
-    number = number_of(parameter, parameter_tensor, recon)
-    grad = spread(grad_nll, reduction, recon) * LIKELIHOODS[likelihood].target_derivative(y, x, number)
+    number, row = number_of(parameter, parameter_tensor, recon), LIKELIHOODS[likelihood]
+    grad = spread(grad_nll, reduction, recon) * row.target_derivative(y, x, number)
+    if zero_logits is not None:
+        grad = grad * zero_inflated_derivatives(row.nll(y, x, number), zero_logits, x)[0]
     return grad.to(target.dtype)
 
 

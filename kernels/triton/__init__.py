@@ -95,11 +95,14 @@ class Triton(Primitives):
         recon, tiles = work.like, plan(work.rows, work.cols, work.like.dtype)
         work.sums = None if work.sums is None else _partials(work, tiles)
         work.parameter_sums = None if work.parameter_sums is None else _partials(work, tiles)
+        *buffers, _columns, grad_zero_logits = work.buffers
+        buffers.append(grad_zero_logits)
         run(
             reconstruction.with_tensor, tiles.programs, recon, *work.tensors[:2], work.tensor.value,
-            *(recon if t is None else t for t in (work.upstream, *work.buffers[:-1])), work.weight, work.rows,
-            work.cols, *work.strides[:2], work.tensor.stride, work.upstream_stride, tiles.steps, tiles.chunks,
-            LIKELIHOOD=work.likelihood, BY_ROW=work.tensor.kind == "row", GRADIENT=work.grad is not None,
+            *(recon if t is None else t for t in (work.zero_logits, work.upstream, *buffers)), work.weight, work.rows,
+            work.cols, *work.strides[:2], work.tensor.stride, work.zero_logits_stride, work.upstream_stride,
+            tiles.steps, tiles.chunks, LIKELIHOOD=work.likelihood, BY_ROW=work.tensor.kind == "row",
+            INFLATED=work.zero_logits is not None, GRADIENT=work.grad is not None,
             LOSS="elements" if work.nll is not None else "sum" if work.sums is not None else "",
             UPSTREAM="" if work.upstream is None else "elements" if work.by_element else "rows",
             ROWS=tiles.rows, BLOCK=tiles.block, num_warps=tiles.warps,

@@ -303,6 +303,20 @@ def negative_binomial_by_dispersion(y, x, theta):
     return (grown - log_ratio) + (direct + digamma)
 
 
+@triton.jit
+def zero_inflated(nll, x, logit):
+    """−log of what e^(−nll) is where a count is 0 with probability σ(logit) besides; its derivatives in both."""
+    total = logit + nll
+    a = exp(-tl.abs(logit))
+    b = tl.where(x == 0, exp(-tl.abs(total)), 0.0)
+    by_a, by_b = reciprocal_of_normal(1.0 + a), reciprocal_of_normal(1.0 + b)
+    below, above = tl.where(logit < 0, -logit, 0.0), tl.where(logit < 0, 0.0, logit)
+    whole = tl.where(x == 0, tl.where(below < nll, below, nll), nll + above)
+    by_nll = tl.where(x == 0, tl.where(total < 0, by_b, b * by_b), 1.0)
+    of_zero, of_count = tl.where(logit < 0, a * by_a, by_a), tl.where(logit < 0, by_a, a * by_a)
+    return whole + log_accurate((1.0 + a) * by_b), by_nll, tl.where(x == 0, by_nll - of_count, of_zero)
+
+
 TERMS = {
     "bernoulli_logits": bernoulli_logits,
     "bernoulli_probs": bernoulli_probs,

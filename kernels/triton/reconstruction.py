@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .approx import rounded
-from .likelihoods import element_terms, log_of_factors, parameter_slope, terms
+from .likelihoods import element_terms, log_of_factors, parameter_slope, terms, zero_inflated
 
 ONE_255TH_HIGH = tl.constexpr(2.0**-8 + 2.0**-16)
 ONE_255TH_LOW = tl.constexpr(2.0**-24 + 2.0**-32 + 2.0**-40 + 2.0**-47)
@@ -216,9 +216,10 @@ def backward(
 
 @triton.jit
 def with_tensor_walk(
-    recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr, weight, row, start, rows,
-    cols, recon_stride, target_stride, parameter_stride, upstream_stride, steps,
-    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
+    recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr,
+    grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride, parameter_stride, logits_stride,
+    upstream_stride, steps,
+    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, INFLATED: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
     UPSTREAM: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """Σ nll and Σ ∂nll/∂parameter of each row over this program's columns; writes what goes by element on the way."""
@@ -226,6 +227,7 @@ def with_tensor_walk(
     target_at = offsets(row, target_stride, ROWS, BLOCK)
     parameter_at = offsets(row, parameter_stride, ROWS, BLOCK)
     upstream_at = offsets(row, upstream_stride, ROWS, BLOCK)
+    logits_at = offsets(row, logits_stride, ROWS, BLOCK)
     out_at = offsets(row, cols, ROWS, BLOCK)
     at = row + tl.arange(0, ROWS)
     c = weight
@@ -246,6 +248,9 @@ def with_tensor_walk(
         else:
             number = tl.load(parameter_ptr + start + parameter_at)
         nll, _, derivative = terms(y, x, number, LIKELIHOOD)
+        if INFLATED:
+            logit = tl.load(logits_ptr + start + logits_at, mask)
+            nll, by_nll, by_logit = zero_inflated(nll, x, logit)
         if LOSS == "sum":
             sums += tl.where(mask, nll, 0.0) if MASKED else nll
         elif LOSS == "elements":
@@ -255,6 +260,9 @@ def with_tensor_walk(
                 factor = tl.load(upstream_ptr + start + upstream_at, mask).to(dtype)
             else:
                 factor = c
+            if INFLATED:
+                tl.store(grad_logits_ptr + start + out_at, by_logit * factor, mask)
+                factor = factor * by_nll
             tl.store(grad_ptr + start + out_at, rounded(derivative * factor, grad_ptr.dtype.element_ty), mask)
             slope = parameter_slope(y, x, number, LIKELIHOOD) * factor
             if BY_ROW:
@@ -267,10 +275,11 @@ def with_tensor_walk(
 
 @triton.jit(do_not_specialize=["chunks", "steps"])
 def with_tensor(
-    recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, sums_ptr, grad_ptr, grad_parameter_ptr,
-    parameter_sums_ptr, weight: tl.float64, rows: tl.int64, cols: tl.int64, recon_stride: tl.int64,
-    target_stride: tl.int64, parameter_stride: tl.int64, upstream_stride: tl.int64, steps, chunks,
-    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
+    recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, sums_ptr, grad_ptr, grad_parameter_ptr,
+    parameter_sums_ptr, grad_logits_ptr, weight: tl.float64, rows: tl.int64, cols: tl.int64, recon_stride: tl.int64,
+    target_stride: tl.int64, parameter_stride: tl.int64, logits_stride: tl.int64, upstream_stride: tl.int64, steps,
+    chunks,
+    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, INFLATED: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
     UPSTREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A term whose parameter is a tensor. LOSS: "", "sum" or "elements"; UPSTREAM: "", "rows" or "elements"."""
@@ -281,15 +290,17 @@ def with_tensor(
     start = chunk.to(tl.int64) * steps * BLOCK
     if whole_or_masked(row, start, rows, cols, steps, ROWS, BLOCK):
         sums, slopes = with_tensor_walk(
-            recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr, weight, row,
-            start, rows, cols, recon_stride, target_stride, parameter_stride, upstream_stride, steps,
-            LIKELIHOOD, BY_ROW, LOSS, GRADIENT, UPSTREAM, False, ROWS, BLOCK, dtype,
+            recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr,
+            grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride, parameter_stride,
+            logits_stride, upstream_stride, steps,
+            LIKELIHOOD, BY_ROW, INFLATED, LOSS, GRADIENT, UPSTREAM, False, ROWS, BLOCK, dtype,
         )  # fmt: skip
     else:
         sums, slopes = with_tensor_walk(
-            recon_ptr, target_ptr, parameter_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr, weight, row,
-            start, rows, cols, recon_stride, target_stride, parameter_stride, upstream_stride, steps,
-            LIKELIHOOD, BY_ROW, LOSS, GRADIENT, UPSTREAM, True, ROWS, BLOCK, dtype,
+            recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr,
+            grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride, parameter_stride,
+            logits_stride, upstream_stride, steps,
+            LIKELIHOOD, BY_ROW, INFLATED, LOSS, GRADIENT, UPSTREAM, True, ROWS, BLOCK, dtype,
         )  # fmt: skip
     at = row + tl.arange(0, ROWS)
     if LOSS == "sum":
