@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from . import ops
 from .kernels.layout import accumulator
 from .kernels.likelihoods import LIKELIHOODS, NAMES, OF_COUNTS
+from .kernels.reference.latent import STD_EPS
 
 REDUCTIONS = ("none", "example", "sum", "mean", "batchmean")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DATA = (*FLOATS, torch.uint8)
 COUNTS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64)
+FREE_BITS = ("element", "example", "dimension")
 LARGEST = sys.float_info.max
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
@@ -42,7 +48,14 @@ def target(value: object, recon_name: str, recon: Tensor, likelihood: str) -> Te
         elif value.dtype not in FLOATS:
             raise TypeError(f"target must be floating point or an integer, got {_dtype(value)}")
     elif value.dtype not in DATA:
-        raise TypeError(f"target must be floating point, or uint8 meaning x/255, got {_dtype(value)}")
+        if value.dtype not in (torch.bool, *COUNTS):
+            raise TypeError(f"target must be real numbers, got {_dtype(value)}")
+        value = value.to(accumulator(recon.dtype))
+    if value.shape != recon.shape and value.shape == recon.shape[1:]:
+        raise ValueError(
+            f"target must have the shape of {recon_name}, {_shape(recon)}, got {_shape(value)}; if {recon_name} holds "
+            f"samples of each example, give target.expand_as({recon_name}), or samples= to elbo_loss"
+        )
     same_place(recon_name, recon, "target", value)
     dtype = value.dtype
     if dtype in (recon.dtype, torch.uint8) or (dtype == torch.float32 and recon.dtype != torch.float64):
@@ -58,14 +71,63 @@ def same_place(name: str, value: Tensor, other_name: str, other: Tensor) -> None
         raise ValueError(f"{other_name} must be on the device of {name}, {value.device}, got {other.device}")
 
 
-def scale(mu: Tensor, logvar: Tensor | None, std: Tensor | None) -> tuple[Tensor, bool]:
-    """The one of ``logvar`` and ``std`` that was given, and whether it is ``logvar``."""
+def scale(
+    mu: Tensor,
+    logvar: Tensor | None,
+    std: Tensor | None,
+    log_std: Tensor | None = None,
+    std_raw: Tensor | None = None,
+) -> tuple[Tensor, bool]:
+    """The one that was given as log σ² or σ, in the shape of ``mu``, and whether it is log σ²."""
+    if log_std is not None or std_raw is not None:
+        return _other_scale(mu, logvar, std, log_std, std_raw)
     if (logvar is None) == (std is None):
         raise ValueError(f"exactly one of logvar and std must be given, got {'neither' if std is None else 'both'}")
     name, given = ("std", std) if logvar is None else ("logvar", logvar)
-    checked = tensor(name, given)
-    same_place("mu", mu, name, checked)
-    return checked, std is None
+    return _scale(name, given, mu), std is None
+
+
+def _other_scale(mu: Tensor, *given: Tensor | None) -> tuple[Tensor, bool]:
+    named = [pair for pair in zip(("logvar", "std", "log_std", "std_raw"), given, strict=True) if pair[1] is not None]
+    if len(named) != 1:
+        names = " and ".join(name for name, _ in named)
+        raise ValueError(f"exactly one of logvar, std, log_std and std_raw must be given, got {names}")
+    ((name, value),) = named
+    checked = _scale(name, value, mu)
+    return (2 * checked, True) if name == "log_std" else (torch.nn.functional.softplus(checked), False)
+
+
+def _scale(name: str, value: object, mu: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        return tensor(name, value)  # raises
+    if value.device != mu.device:
+        raise ValueError(f"{name} must be on the device of mu, {mu.device}, got {value.device}")
+    if value.shape == mu.shape:
+        return value
+    if not _broadcasts(value, mu):
+        raise ValueError(f"{name} must broadcast to the shape of mu, {_shape(mu)}, got {_shape(value)}")
+    return value.expand(mu.shape)
+
+
+def normal(name: str, value: object) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a distribution, if it is a Normal, or independent ones."""
+    base = value.base_dist if isinstance(value, Independent) else value
+    if not isinstance(base, Normal):
+        raise TypeError(f"{name} must be a Normal, or an Independent of one, got {_type(base)}")
+    return base.loc, base.scale
+
+
+def exact_std(std_eps: object, scale: Tensor, log_scale: bool) -> tuple[Tensor, bool]:
+    """The scale as log σ² where it is σ and nothing shall be added to σ² in the logarithm."""
+    if std_eps is None:
+        return scale, log_scale
+    if log_scale:
+        raise ValueError("std_eps is what gaussian_kl adds to std², got logvar")
+    if std_eps != 0 and std_eps != STD_EPS:
+        raise ValueError(f"std_eps must be {STD_EPS:g}, which is the default, or 0, got {std_eps!s:.40}")
+    if std_eps:
+        return scale, log_scale
+    return 2 * scale.to(accumulator(scale.dtype)).log(), True
 
 
 def logvar_clamp(value: object, log_scale: bool = True) -> tuple[float, float]:
@@ -73,7 +135,7 @@ def logvar_clamp(value: object, log_scale: bool = True) -> tuple[float, float]:
     if value is None:
         return -math.inf, math.inf
     if not log_scale:
-        raise ValueError("logvar_clamp bounds logvar, got std: clamp that yourself")
+        raise ValueError("logvar_clamp bounds logvar (or 2·log_std), got std: clamp that yourself")
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"logvar_clamp must be a pair of numbers (low, high), got {value!s:.40}")
     low, high = (_bound(f"logvar_clamp[{k}]", bound) for k, bound in enumerate(value))
@@ -88,19 +150,30 @@ def _bound(name: str, value: object) -> float:
     return number(name, value, -LARGEST_FLOAT32, LARGEST_FLOAT32)
 
 
-def prior(mu: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Both, if they broadcast to ``mu``, or neither."""
-    if prior_mu is None and prior_logvar is None:
+def prior(mu: Tensor, prior_mu: object, prior_logvar: object, prior_std: object = None) -> tuple[Any, Any]:
+    """Mean and log variance, as tensors that broadcast to ``mu``, or neither."""
+    if prior_mu is None and prior_logvar is None and prior_std is None:
         return None, None
-    if prior_mu is None or prior_logvar is None:
-        missing = "prior_mu" if prior_mu is None else "prior_logvar"
-        raise ValueError(f"prior_mu and prior_logvar come together, got no {missing}")
-    return _prior("prior_mu", prior_mu, mu), _prior("prior_logvar", prior_logvar, mu)
+    if prior_logvar is not None and prior_std is not None:
+        raise ValueError("at most one of prior_logvar and prior_std may be given, got both")
+    if prior_mu is None or (prior_logvar is None and prior_std is None):
+        missing = "prior_mu" if prior_mu is None else "prior_logvar or prior_std"
+        raise ValueError(f"prior_mu and prior_logvar (or prior_std) come together, got no {missing}")
+    prior_mu = _prior("prior_mu", prior_mu, mu)
+    if prior_std is None:
+        return prior_mu, _prior("prior_logvar", prior_logvar, mu)
+    prior_std = _prior("prior_std", prior_std, mu)
+    return prior_mu, 2 * prior_std.to(accumulator(prior_std.dtype)).log()
 
 
-def _prior(name: str, value: Tensor, mu: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
-        raise TypeError(f"{name} must be a floating-point tensor, got {_dtype(value)}")
+def _prior(name: str, value: object, mu: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number or a floating-point tensor, got {_type(value)}")
+        low = 0 if name == "prior_std" else -LARGEST
+        return mu.new_full((), number(name, value, low, above=name == "prior_std"))
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a number or a floating-point tensor, got one of {_dtype(value)}")
     if value.device != mu.device:
         raise ValueError(f"{name} must be on the device of mu, {mu.device}, got {value.device}")
     if not _broadcasts(value, mu):
@@ -135,8 +208,50 @@ def one_dtype(
 def reduction(value: object, allowed: tuple[str, ...] = REDUCTIONS) -> str:
     """``value`` if it is a reduction."""
     if value not in allowed:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
     return str(value)
+
+
+def weight(name: str, value: object, recon: Tensor) -> Tensor:
+    """``value`` if it is a weight of elements: floating point, or a mask, of a shape that broadcasts to ``recon``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {_type(value)}")
+    if value.dtype not in (*FLOATS, *((torch.bool,) if name == "weight" else ())):
+        mask = ", or bool for a mask" if name == "weight" else ""
+        raise TypeError(f"{name} must be floating point{mask}, got {_dtype(value)}")
+    if value.device != recon.device:
+        raise ValueError(f"{name} must be on the device of the data, {recon.device}, got {value.device}")
+    if not _broadcasts(value, recon):
+        raise ValueError(f"{name} must broadcast to the shape of the data, {_shape(recon)}, got {_shape(value)}")
+    return value
+
+
+def group(value: object) -> str:
+    """``value`` if it is what free bits are per."""
+    if value not in FREE_BITS:
+        raise ValueError(f"free_bits_per must be one of {', '.join(map(repr, FREE_BITS))}, got {value!r}")
+    return str(value)
+
+
+def free_bits(value: object, per: object, mu: Tensor, reduction: str) -> float | Tensor:
+    """``value`` as nats for each of what ``per`` names: a number, or a tensor that broadcasts to those."""
+    per = group(per)
+    if per != "element" and reduction == "none":
+        raise ValueError(f"reduction must not be 'none' with free bits per {per}, which add elements up first")
+    if per == "dimension" and reduction == "example":
+        raise ValueError("reduction must not be 'example' with free bits per dimension, which are a batch's")
+    if not isinstance(value, Tensor):
+        return number("free_bits", value, 0)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"free_bits must be a number or a floating-point tensor, got one of {_dtype(value)}")
+    shape = {"element": mu.shape, "example": mu.shape[:1], "dimension": mu.shape[1:]}[per]
+    if value.device != mu.device:
+        raise ValueError(f"free_bits must be on the device of mu, {mu.device}, got {value.device}")
+    if not _broadcasts(value, mu.new_empty(()).expand(shape)):
+        raise ValueError(f"free_bits per {per} must broadcast to {list(shape)}, got {_shape(value)}")
+    return value
 
 
 def number(name: str, value: object, low: float, high: float = LARGEST, *, above: bool = False) -> float:
@@ -177,16 +292,16 @@ def logits_of_zero(value: object, recon: Tensor) -> Tensor:
     return logits.to(dtype).expand(recon.shape)
 
 
-def beta(value: object) -> float | Tensor:
-    """``value`` as the weight of the KL: a number of at least 0, or a tensor of one; looked at where that is cheap."""
+def beta(value: object, name: str = "beta") -> float | Tensor:
+    """``value`` as a number of at least 0, or a tensor of one; looked at where that is cheap."""
     if not isinstance(value, Tensor):
-        return number("beta", value, 0)
+        return number(name, value, 0)
     if not value.dtype.is_floating_point:
-        raise TypeError(f"beta must be a number or a floating-point tensor, got one of {_dtype(value)}")
+        raise TypeError(f"{name} must be a number or a floating-point tensor, got one of {_dtype(value)}")
     if value.dim():
-        raise ValueError(f"beta must be a number or a 0-d tensor, got one of shape {_shape(value)}")
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got one of shape {_shape(value)}")
     if type(value) is Tensor and value.is_cpu and not ops.listened_to():
-        number("beta", value.item(), 0)
+        number(name, value.item(), 0)
     return value
 
 
@@ -244,6 +359,29 @@ def chunk(value: object) -> int | None:
     return int(value)
 
 
+def generators(value: object, mu: Tensor) -> Sequence[torch.Generator]:
+    """``value`` if it is a generator for each example."""
+    assert isinstance(value, (list, tuple))
+    if len(value) != len(mu):
+        raise ValueError(f"generator must be one, or a list of one for each of {len(mu)} examples, got {len(value)}")
+    for each in value:
+        if not isinstance(each, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or a list of them, got a list with {_type(each)}")
+    return value
+
+
+def noise(value: object, mu: Tensor, samples: int) -> Tensor:
+    """``value`` if it is noise for z."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        raise TypeError(f"noise must be a floating-point tensor, got {_dtype(value)}")
+    if value.device != mu.device:
+        raise ValueError(f"noise must be on the device of mu, {mu.device}, got {value.device}")
+    shape = [samples, *mu.shape] if samples else list(mu.shape)
+    if list(value.shape) != shape:
+        raise ValueError(f"noise must have the shape of z, {shape}, got {_shape(value)}")
+    return value
+
+
 def sample_count(value: object) -> int:
     """``samples`` as the primitives take it: 0 for None."""
     if value is None:
@@ -253,6 +391,14 @@ def sample_count(value: object) -> int:
     if value < 1:
         raise ValueError(f"samples must be at least 1, or None for one z of the shape of mu, got {value}")
     return int(value)
+
+
+def samples_of(name: str, value: Tensor, samples: object) -> int:
+    """``samples`` if ``value`` has so many, before the batch."""
+    count = sample_count(samples)
+    if value.dim() < 2 or value.shape[0] != count:
+        raise ValueError(f"{name} must be [samples, B, ...] with samples={count}, got {_shape(value)}")
+    return count
 
 
 def _type(value: object) -> str:

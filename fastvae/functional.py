@@ -7,23 +7,34 @@ Reductions: ``"none"`` elementwise, ``"example"`` the sum within each example ``
 elements as in torch, ``"batchmean"`` the sum over B: nats per example, the default. Reduced losses of half-precision
 inputs are float32.
 
+The terms of the reconstruction take a ``weight`` that broadcasts to the data. It multiplies the elements, as in torch,
+where ``"mean"`` still divides by their number. A bool one is a mask: where it is False nothing is read, nothing counts,
+and ``"mean"`` is over the others.
+
 On a CPU, Bernoulli targets and probabilities outside [0, 1], and counts that are none, raise a ``ValueError``. On a GPU
 nobody looks, because looking would make the host wait for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from . import autograd, checks, linear
+from . import autograd, checks, compose, linear
 from .kernels import likelihoods
+from .kernels.layout import accumulator
 from .random import draw_seed
 
 LIKELIHOODS = likelihoods.NAMES
+#: a number for all elements, or a tensor that broadcasts to the data: for each feature, each example, each element
+Parameter = float | Tensor
+Prior = float | Tensor
+Generators = torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...]
 BCE_EPS = likelihoods.DEFAULT_NUMBERS["bernoulli_probs"]
 
 
@@ -37,21 +48,33 @@ class ELBOLoss(NamedTuple):
 
 def _latent(
     mu: Tensor,
-    logvar: Tensor | None,
-    std: Tensor | None,
+    given: tuple[Tensor | None, ...],
     *,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior: tuple[Prior | None, ...] = (None, None, None),
     logvar_clamp: tuple[float, float] | None = None,
+    std_eps: float | None = None,
     seed: Tensor | None = None,
     samples: int = 0,
-    free_bits: float = 0.0,
+    free_bits: float | Tensor = 0.0,
+    free_bits_per: str = "element",
     reduction: str = "",
 ) -> tuple[Tensor, ...]:
-    scale, log_scale = checks.scale(mu, logvar, std)
+    scale, log_scale = checks.scale(mu, *given)
     low, high = checks.logvar_clamp(logvar_clamp, log_scale)
-    mu, scale, prior_mu, prior_logvar = checks.one_dtype(mu, scale, *checks.prior(mu, prior_mu, prior_logvar))
-    free_bits = checks.number("free_bits", free_bits, 0)
+    scale, log_scale = checks.exact_std(std_eps, scale, log_scale)
+    mu, scale, prior_mu, prior_logvar = checks.one_dtype(mu, scale, *checks.prior(mu, *prior))
+    if reduction:
+        free_bits = checks.free_bits(free_bits, free_bits_per, mu, reduction)
+    if isinstance(free_bits, Tensor) or free_bits_per != "element":
+        wide = [t if t is None else t.to(accumulator(mu.dtype)) for t in (mu, scale, None, prior_mu, prior_logvar)]
+        finer = "example" if free_bits_per == "example" else "none"
+        (kl,) = autograd.apply(autograd.LATENT, tuple(wide), (log_scale, low, high, 0, 0.0, finer))
+        kl = compose.at_least(kl, free_bits, free_bits_per, reduction, mu.shape)
+        kl = kl.to(mu.dtype) if reduction == "none" else kl
+        if seed is None:
+            return (kl,)
+        z = autograd.apply(autograd.LATENT, (mu, scale, seed, None, None), (log_scale, low, high, samples, 0.0, ""))
+        return z[0], kl
     return autograd.apply(
         autograd.LATENT,
         (mu, scale, seed, prior_mu, prior_logvar),
@@ -59,16 +82,54 @@ def _latent(
     )
 
 
+@overload
 def reparameterize(
     mu: Tensor,
     logvar: Tensor | None = None,
     *,
     std: Tensor | None = None,
+    log_std: Tensor | None = None,
+    std_raw: Tensor | None = None,
     logvar_clamp: tuple[float, float] | None = None,
     samples: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     seed: int | None = None,
-) -> Tensor:
+    noise: Tensor | None = None,
+    return_noise: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    std: Tensor | None = None,
+    log_std: Tensor | None = None,
+    std_raw: Tensor | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
+    samples: int | None = None,
+    generator: Generators | None = None,
+    seed: int | None = None,
+    noise: Tensor | None = None,
+    return_noise: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    std: Tensor | None = None,
+    log_std: Tensor | None = None,
+    std_raw: Tensor | None = None,
+    logvar_clamp: tuple[float, float] | None = None,
+    samples: int | None = None,
+    generator: Generators | None = None,
+    seed: int | None = None,
+    noise: Tensor | None = None,
+    return_noise: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Draw z = mu + σ·ε from q(z|x), differentiably: the reparameterization trick (Kingma & Welling 2014, eq. 10).
 
     Beware: the second positional argument is log σ². For σ write ``reparameterize(mu, std=std)``; no check can tell
@@ -80,23 +141,27 @@ def reparameterize(
 
     Args:
         mu: mean, ``[B, *latent]``, float64, float32, bfloat16 or float16.
-        logvar: log σ², as ``mu``. Give this or ``std``.
-        std: σ, as ``mu``.
+        logvar: log σ², as ``mu`` or of a shape that broadcasts to it. Give this or one of the next three.
+        std: σ, likewise.
+        log_std: log σ, likewise.
+        std_raw: σ = softplus(std_raw), likewise.
         logvar_clamp: ``(low, high)``: log σ² is clamped to [low, high] before use, as by ``torch.clamp``, so ``logvar``
-            has no gradient outside (at a bound it has). With ``logvar`` only. It keeps σ² finite, and what is computed
-            of it, where an encoder diverges; (-30, 20) is what diffusers' autoencoders take.
+            has no gradient outside (at a bound it has). With ``logvar`` or ``log_std``. It keeps σ² finite, and what is
+            computed of it, where an encoder diverges; (-30, 20) is what diffusers' autoencoders take.
         samples: draw this many for each example; z is then ``[samples, B, *latent]``.
         generator: source of the seed; torch's default generator if None, so ``torch.manual_seed`` works. As with
-            ``torch.randn``, processes that were seeded alike draw alike: see "Seed each rank" in the README.
+            ``torch.randn``, processes that were seeded alike draw alike: see "Seed each rank" in the README. A list
+            has one for each example, whose noise then does not depend on the batch it is in.
         seed: a 64-bit int instead, to draw one sample again.
+        noise: ε itself instead, of the shape of z.
+        return_noise: return ``(z, ε)``.
 
     Returns:
         z in the dtype that ``mu`` and its scale promote to, ``[B, *latent]`` or ``[samples, B, *latent]``.
 
     Raises:
         TypeError: an argument is not a floating-point tensor (or not an int).
-        ValueError: shapes or devices differ, ``logvar_clamp`` is not one, or both or neither of ``logvar`` and ``std``
-            are given.
+        ValueError: shapes or devices do not fit, ``logvar_clamp`` is not one, or not exactly one scale is given.
 
     >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
     >>> z = reparameterize(mu, logvar, seed=0)
@@ -104,22 +169,63 @@ def reparameterize(
     True
     >>> reparameterize(mu, logvar, samples=5).shape
     torch.Size([5, 2, 3])
+    >>> z, noise = reparameterize(mu, logvar, return_noise=True)
+    >>> torch.equal(z, reparameterize(mu, logvar, noise=noise))
+    True
     """
     mu = checks.tensor("mu", mu)
-    count = checks.sample_count(samples)
+    count, given = checks.sample_count(samples), (logvar, std, log_std, std_raw)
+    if noise is not None:
+        if generator is not None or seed is not None:
+            raise ValueError("noise excludes generator and seed: pass one of them")
+        noise = checks.noise(noise, mu, count)
+        scale, log_scale = checks.scale(mu, *given)
+        bounds = checks.logvar_clamp(logvar_clamp, log_scale)
+        z = compose.moved(*checks.one_dtype(mu, scale)[:2], log_scale, bounds, noise)
+        return (z, noise) if return_noise else z
+    if isinstance(generator, (list, tuple)):
+        if seed is not None:
+            raise ValueError("generator and seed exclude each other: pass one of them, got both")
+        scale, log_scale = checks.scale(mu, *given)
+        draws = []
+        for k, each in enumerate(checks.generators(generator, mu)):
+            part = (scale[k : k + 1], None) if log_scale else (None, scale[k : k + 1])
+            draws.append(_drawn(mu[k : k + 1], part, logvar_clamp, count, draw_seed(mu.device, each, None)))
+        z, noise = (torch.cat(parts, 1 if count else 0) for parts in zip(*draws, strict=True))
+        return (z, noise) if return_noise else z
     seeded = draw_seed(mu.device, generator, seed)
-    return _latent(mu, logvar, std, logvar_clamp=logvar_clamp, samples=count, seed=seeded)[0]
+    if return_noise:
+        return _drawn(mu, given, logvar_clamp, count, seeded)
+    return _latent(mu, given, logvar_clamp=logvar_clamp, samples=count, seed=seeded)[0]
+
+
+def _drawn(
+    mu: Tensor,
+    given: tuple[Tensor | None, ...],
+    logvar_clamp: tuple[float, float] | None,
+    samples: int,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """z and its ε, which is what a standard normal draws from the same seed."""
+    z = _latent(mu, given, logvar_clamp=logvar_clamp, samples=samples, seed=seed)[0]
+    zeros = torch.zeros_like(mu, dtype=z.dtype)
+    return z, _latent(zeros, (zeros, None), samples=samples, seed=seed)[0].detach()
 
 
 def gaussian_kl(
-    mu: Tensor,
-    logvar: Tensor | None = None,
+    mu: Tensor | Distribution,
+    logvar: Tensor | Distribution | None = None,
     *,
     std: Tensor | None = None,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    log_std: Tensor | None = None,
+    std_raw: Tensor | None = None,
+    std_eps: float | None = None,
+    prior_mu: Prior | None = None,
+    prior_logvar: Prior | None = None,
+    prior_std: Prior | None = None,
     logvar_clamp: tuple[float, float] | None = None,
-    free_bits: float = 0.0,
+    free_bits: float | Tensor = 0.0,
+    free_bits_per: str = "element",
     reduction: str = "batchmean",
 ) -> Tensor:
     """KL(q‖p) of diagonal Gaussians: ½(mu² + σ² − 1 − log σ²) an element for p = N(0, I).
@@ -127,15 +233,23 @@ def gaussian_kl(
     With a prior: ½(logvar_p − log σ² + (σ² + (mu − mu_p)²)/σ_p² − 1). With ``std``, log σ² is log(1e-8 + std²).
     Source: Kingma & Welling 2014, appendix B.
 
+    ``gaussian_kl(q)`` and ``gaussian_kl(q, p)`` take ``torch.distributions.Normal``, and ``Independent`` ones, exactly.
+
     Args:
         mu: mean of q, ``[B, *latent]``.
-        logvar: log σ² of q, as ``mu``. Give this or ``std``.
-        std: σ of q, as ``mu``.
-        prior_mu: mean of p, of a shape that broadcasts to ``mu``; differentiable. Comes with ``prior_logvar``.
-        prior_logvar: log variance of p, likewise; not clamped.
+        logvar: log σ² of q, as ``mu`` or of a shape that broadcasts to it. Give this or one of the next three.
+        std: σ of q, likewise.
+        log_std: log σ of q, likewise.
+        std_raw: σ = softplus(std_raw), likewise.
+        std_eps: what is added to σ² in the logarithm, with ``std`` and ``std_raw``: 1e-8 unless given, or 0.
+        prior_mu: mean of p: a number, or a tensor that broadcasts to ``mu``; differentiable.
+        prior_logvar: log variance of p, likewise; not clamped. It or ``prior_std`` comes with ``prior_mu``.
+        prior_std: standard deviation of p, likewise.
         logvar_clamp: ``(low, high)``: log σ² of q is clamped before use; see :func:`reparameterize`.
-        free_bits: each element counts at least this many nats and has no gradient below (Kingma et al. 2016, eq. 15,
-            with each latent element of each example as its own group). 0 is off.
+        free_bits: each element counts at least this many nats and has no gradient below. 0 is off. A tensor broadcasts
+            to the elements (or examples, or dimensions).
+        free_bits_per: ``"element"``; ``"example"``, where an example's sum counts at least that; or ``"dimension"``,
+            where a dimension's mean over the batch does (Kingma et al. 2016, eq. 15).
         reduction: see the module.
 
     Returns:
@@ -149,17 +263,28 @@ def gaussian_kl(
     tensor(1.)
     >>> gaussian_kl(torch.ones(4, 2), torch.full((4, 2), 1e4), logvar_clamp=(-30, 0))
     tensor(1.)
+    >>> gaussian_kl(torch.distributions.Normal(torch.zeros(4, 2), 1.0), torch.distributions.Normal(1.0, 1.0))
+    tensor(1.)
     """
-    mu, reduction = checks.tensor("mu", mu), checks.reduction(reduction)
+    if isinstance(mu, Distribution):
+        if any(given is not None for given in (std, log_std, std_raw, prior_mu, prior_logvar, prior_std)):
+            raise ValueError("gaussian_kl(q, p) of distributions takes no mean and no scale besides")
+        mu, std = checks.normal("mu", mu)
+        logvar, prior = None, logvar
+        if prior is not None:
+            prior_mu, prior_std = checks.normal("the prior", prior)
+        std_eps = 0.0
+    elif isinstance(logvar, Distribution):
+        raise TypeError("mu must be a distribution, as logvar is, got a tensor")
     return _latent(
-        mu,
-        logvar,
-        std,
-        prior_mu=prior_mu,
-        prior_logvar=prior_logvar,
+        checks.tensor("mu", mu),
+        (logvar, std, log_std, std_raw),
+        prior=(prior_mu, prior_logvar, prior_std),
         logvar_clamp=logvar_clamp,
+        std_eps=std_eps,
         free_bits=free_bits,
-        reduction=reduction,
+        free_bits_per=free_bits_per,
+        reduction=checks.reduction(reduction),
     )[0]
 
 
@@ -168,10 +293,14 @@ def sample_with_kl(
     logvar: Tensor | None = None,
     *,
     std: Tensor | None = None,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    log_std: Tensor | None = None,
+    std_raw: Tensor | None = None,
+    prior_mu: Prior | None = None,
+    prior_logvar: Prior | None = None,
+    prior_std: Prior | None = None,
     logvar_clamp: tuple[float, float] | None = None,
-    free_bits: float = 0.0,
+    free_bits: float | Tensor = 0.0,
+    free_bits_per: str = "element",
     samples: int | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
@@ -179,7 +308,7 @@ def sample_with_kl(
 ) -> tuple[Tensor, Tensor]:
     """``(z, kl)``: :func:`reparameterize` and :func:`gaussian_kl` in one pass over their inputs, forward and backward.
 
-    Args and errors are those of the two functions.
+    Args and errors are those of the two functions. Free bits per example or dimension take a second pass.
 
     >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
     >>> z, kl = sample_with_kl(mu, logvar, seed=0)
@@ -187,14 +316,15 @@ def sample_with_kl(
     (True, tensor(0.))
     """
     mu, reduction = checks.tensor("mu", mu), checks.reduction(reduction)
+    if isinstance(generator, (list, tuple)):
+        raise TypeError("generator must be one torch.Generator, got a list: reparameterize takes one")
     z, kl = _latent(
         mu,
-        logvar,
-        std,
-        prior_mu=prior_mu,
-        prior_logvar=prior_logvar,
+        (logvar, std, log_std, std_raw),
+        prior=(prior_mu, prior_logvar, prior_std),
         logvar_clamp=logvar_clamp,
         free_bits=free_bits,
+        free_bits_per=free_bits_per,
         reduction=reduction,
         samples=checks.sample_count(samples),
         seed=draw_seed(mu.device, generator, seed),
@@ -203,19 +333,35 @@ def sample_with_kl(
 
 
 def _reconstruction(
-    name: str, recon: Tensor, target: Tensor, likelihood: str, parameter: float, reduction: str
+    name: str,
+    recon: Tensor,
+    target: Tensor,
+    likelihood: str,
+    parameter: float,
+    reduction: str,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
 ) -> Tensor:
+    if isinstance(recon, Tensor) and isinstance(target, Tensor) and recon.dim() == target.dim() == 0:
+        whole = _reconstruction(name, recon[None], target[None], likelihood, parameter, reduction, weight, pos_weight)
+        return whole.reshape(())
     recon = checks.tensor(name, recon)
     target = checks.target(target, name, recon, likelihood)
     reduction = checks.reduction(reduction)
+    if weight is not None or pos_weight is not None:
+
+        def term(y: Tensor, x: Tensor) -> Tensor:
+            return _reconstruction(name, y, x, likelihood, parameter, "none")
+
+        weight = None if weight is None else checks.weight("weight", weight, recon)
+        if pos_weight is None:
+            return compose.weighted(term, recon, target, weight, reduction)
+        both = compose.with_pos_weight(term, checks.weight("pos_weight", pos_weight, recon))
+        return compose.weighted(both, recon, target, weight, reduction)
     recon, target, undo = _dense(recon, target, reduction)
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction)
     nll = autograd.apply(autograd.RECONSTRUCTION, (recon, target, None, None), options)[0]
     return nll if undo is None else nll.permute(undo)
-
-
-#: a number for all elements, or a tensor that broadcasts to the data: for each feature, each example, each element
-Parameter = float | Tensor
 
 
 def _with_parameter(
@@ -225,17 +371,29 @@ def _with_parameter(
     family: str,
     given: Mapping[str, Parameter | None],
     reduction: str,
+    weight: Tensor | None = None,
     zero_logits: Parameter | None = None,
 ) -> Tensor:
     """A term of a likelihood whose parameter is given in one of several ways, as a number or a tensor."""
+    if isinstance(recon, Tensor) and isinstance(target, Tensor) and recon.dim() == target.dim() == 0:
+        recon, target = recon[None], target[None]
+        return _with_parameter(name, recon, target, family, given, reduction, weight, zero_logits).reshape(())
     recon = checks.tensor(name, recon)
     likelihood, parameter, tensor = _parameter(family, given, recon)
     if zero_logits is not None:
         zero_logits = checks.logits_of_zero(zero_logits, recon)
         tensor = zero_logits.new_full((), parameter) if tensor is None else tensor
     if tensor is None:
-        return _reconstruction(name, recon, target, likelihood, parameter, reduction)
+        return _reconstruction(name, recon, target, likelihood, parameter, reduction, weight)
     target, reduction = checks.target(target, name, recon, likelihood), checks.reduction(reduction)
+    if weight is not None:
+        return compose.weighted(
+            lambda y, x: _with_parameter(name, y, x, family, given, "none", None, zero_logits),
+            recon,
+            target,
+            checks.weight("weight", weight, recon),
+            reduction,
+        )
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor, zero_logits)
     return autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor, zero_logits), options)[0]
 
@@ -278,7 +436,14 @@ def _dense(recon: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tenso
     return recon.permute(order), target.permute(order).contiguous(), undo
 
 
-def bce(probs: Tensor, target: Tensor, *, eps: float | None = BCE_EPS, reduction: str = "batchmean") -> Tensor:
+def bce(
+    probs: Tensor,
+    target: Tensor,
+    *,
+    eps: float | None = BCE_EPS,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
     """Bernoulli negative log-likelihood of probabilities, clipped: finite for every probability in [0, 1].
 
     −x·log(yᶜ) − (1−x)·log((1−y)ᶜ), where ·ᶜ clamps to [eps, 1 − eps]; clamping 1 − y, and not only y, is what
@@ -286,8 +451,9 @@ def bce(probs: Tensor, target: Tensor, *, eps: float | None = BCE_EPS, reduction
 
     Args:
         probs: y, ``[B, *data]`` in [0, 1].
-        target: x, as ``probs``, in [0, 1]; or uint8 meaning x/255.
+        target: x, as ``probs``, in [0, 1], also bool; or uint8 meaning x/255.
         eps: the clip, in (0, 0.5); None computes exactly what ``F.binary_cross_entropy`` does.
+        weight: see the module.
         reduction: see the module.
 
     Returns:
@@ -301,17 +467,26 @@ def bce(probs: Tensor, target: Tensor, *, eps: float | None = BCE_EPS, reduction
     tensor(0.6931)
     """
     if eps is None:
-        return _reconstruction("probs", probs, target, "bernoulli_probs_log_clamped", 0.0, reduction)
+        return _reconstruction("probs", probs, target, "bernoulli_probs_log_clamped", 0.0, reduction, weight)
     eps = checks.number("eps", eps, 0, 0.5, above=True)
-    return _reconstruction("probs", probs, target, "bernoulli_probs", eps, reduction)
+    return _reconstruction("probs", probs, target, "bernoulli_probs", eps, reduction, weight)
 
 
-def bce_with_logits(logits: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+def bce_with_logits(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
     """Bernoulli negative log-likelihood of logits, stable: max(l, 0) − l·x + log(1 + e^−|l|); gradient sigmoid(l) − x.
 
     Args:
         logits: l, ``[B, *data]``.
-        target: x, as ``logits``, in [0, 1]; or uint8 meaning x/255.
+        target: x, as ``logits``, in [0, 1], also bool; or uint8 meaning x/255.
+        weight: see the module.
+        pos_weight: weight of a 1, of a shape that broadcasts to ``logits``; as in torch.
         reduction: see the module.
 
     Returns:
@@ -324,10 +499,12 @@ def bce_with_logits(logits: Tensor, target: Tensor, *, reduction: str = "batchme
     >>> bce_with_logits(torch.zeros(2, 3), torch.ones(2, 3), reduction="example")
     tensor([2.0794, 2.0794])
     """
-    return _reconstruction("logits", logits, target, "bernoulli_logits", 0.0, reduction)
+    return _reconstruction("logits", logits, target, "bernoulli_logits", 0.0, reduction, weight, pos_weight)
 
 
-def continuous_bernoulli_with_logits(logits: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+def continuous_bernoulli_with_logits(
+    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, reduction: str = "batchmean"
+) -> Tensor:
     """Continuous Bernoulli negative log-likelihood of logits: log((e^l − 1)/l) − l·x, a density on [0, 1].
 
     Source: Loaiza-Ganem & Cunningham 2019, eq. 9, written in the logit. Args and errors as :func:`bce_with_logits`.
@@ -335,15 +512,16 @@ def continuous_bernoulli_with_logits(logits: Tensor, target: Tensor, *, reductio
     >>> continuous_bernoulli_with_logits(torch.zeros(1, 4), torch.rand(1, 4)).abs() < 1e-6
     tensor(True)
     """
-    return _reconstruction("logits", logits, target, "continuous_bernoulli_logits", 0.0, reduction)
+    return _reconstruction("logits", logits, target, "continuous_bernoulli_logits", 0.0, reduction, weight)
 
 
-def mse(recon: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+def mse(recon: Tensor, target: Tensor, *, weight: Tensor | None = None, reduction: str = "batchmean") -> Tensor:
     """Squared error (x − y)², as ``F.mse_loss`` but for the default reduction.
 
     Args:
         recon: y, ``[B, *data]``.
         target: x, as ``recon``; or uint8 meaning x/255.
+        weight: see the module.
         reduction: see the module.
 
     Raises:
@@ -353,29 +531,32 @@ def mse(recon: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tenso
     >>> mse(torch.zeros(2, 3), torch.ones(2, 3))
     tensor(3.)
     """
-    return _reconstruction("recon", recon, target, "mse", 0.0, reduction)
+    return _reconstruction("recon", recon, target, "mse", 0.0, reduction, weight)
 
 
-def l1(recon: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+def l1(recon: Tensor, target: Tensor, *, weight: Tensor | None = None, reduction: str = "batchmean") -> Tensor:
     """Absolute error |x − y|, as ``F.l1_loss`` but for the default reduction. Args and errors as :func:`mse`.
 
     >>> l1(torch.zeros(2, 3), torch.full((2, 3), -2.0))
     tensor(6.)
     """
-    return _reconstruction("recon", recon, target, "l1", 0.0, reduction)
+    return _reconstruction("recon", recon, target, "l1", 0.0, reduction, weight)
 
 
 def gaussian_nll(
     mean: Tensor,
     target: Tensor,
-    *,
     var: Parameter | None = None,
+    *,
     logvar: Parameter | None = None,
+    optimal_sigma: bool = False,
+    full: bool = True,
+    weight: Tensor | None = None,
     reduction: str = "batchmean",
 ) -> Tensor:
     """Gaussian negative log-likelihood: ½((x − mean)²/var + log(2π·var)), differentiable in mean, variance and x.
 
-    All of the density, so that ELBOs compare: ``F.gaussian_nll_loss`` with ``full=True``.
+    Unless ``full=False``, all of the density, so that ELBOs compare: ``F.gaussian_nll_loss`` with ``full=True``.
 
     Args:
         mean: ``[B, *data]``.
@@ -383,6 +564,10 @@ def gaussian_nll(
         var: σ² of the decoder, > 0: a number (1 unless given), or a tensor that broadcasts to ``mean``: ``[]`` for
             one learned variance, ``[*data]`` for one per feature, ``[B, 1, …]`` for one per example, ``[B, *data]``.
         logvar: log σ² in place of ``var``, likewise.
+        optimal_sigma: in place of both, the σ² that fits the batch best, its mean squared error, which is one more
+            pass (the σ-VAE of Rybkin et al. 2021).
+        full: False leaves the constant ½·log 2π out, as ``F.gaussian_nll_loss`` does unless told.
+        weight: see the module.
         reduction: see the module.
 
     Returns:
@@ -390,15 +575,27 @@ def gaussian_nll(
 
     Raises:
         TypeError: an argument is not of a type named here.
-        ValueError: shapes or devices differ, the reduction is not one, both ``var`` and ``logvar`` are given, or
+        ValueError: shapes or devices differ, the reduction is not one, more than one variance is given, or
             ``var`` is not positive (in a tensor, that is seen on a CPU).
 
     >>> gaussian_nll(torch.zeros(1, 2), torch.zeros(1, 2))
     tensor(1.8379)
     >>> gaussian_nll(torch.zeros(2, 3), torch.ones(2, 3), logvar=torch.zeros(3))
     tensor(4.2568)
+    >>> gaussian_nll(torch.zeros(2, 3), torch.full((2, 3), 5.0), optimal_sigma=True, reduction="mean")
+    tensor(3.0284)
     """
-    return _with_parameter("mean", mean, target, "gaussian", {"var": var, "logvar": logvar}, reduction)
+    if optimal_sigma:
+        if var is not None or logvar is not None:
+            raise ValueError("optimal_sigma takes the place of var and logvar, got one of them, too")
+        error = mse(mean, target, weight=weight, reduction="mean")
+        if weight is not None and weight.dtype != torch.bool:
+            error = error / weight.to(error.dtype).expand(mean.shape).mean()
+        var = error.clamp(min=torch.finfo(error.dtype).tiny)
+    nll = _with_parameter("mean", mean, target, "gaussian", {"var": var, "logvar": logvar}, reduction, weight)
+    if full:
+        return nll
+    return nll - 0.5 * math.log(2 * math.pi) * compose.counted(mean, weight, reduction)
 
 
 def laplace_nll(
@@ -407,6 +604,7 @@ def laplace_nll(
     *,
     scale: Parameter | None = None,
     log_scale: Parameter | None = None,
+    weight: Tensor | None = None,
     reduction: str = "batchmean",
 ) -> Tensor:
     """Laplace negative log-likelihood: |x − loc|/scale + log(2·scale), differentiable in loc, scale and x.
@@ -418,6 +616,7 @@ def laplace_nll(
         target: x, as ``loc``; or uint8 meaning x/255.
         scale: b of the decoder, > 0: a number (1 unless given) or a tensor, as ``var`` of :func:`gaussian_nll`.
         log_scale: log b in place of ``scale``, likewise.
+        weight: see the module.
         reduction: see the module.
 
     Returns:
@@ -431,10 +630,10 @@ def laplace_nll(
     >>> laplace_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor(3.3863)
     """
-    return _with_parameter("loc", loc, target, "laplace", {"scale": scale, "log_scale": log_scale}, reduction)
+    return _with_parameter("loc", loc, target, "laplace", {"scale": scale, "log_scale": log_scale}, reduction, weight)
 
 
-def poisson_nll(rate: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+def poisson_nll(rate: Tensor, target: Tensor, *, weight: Tensor | None = None, reduction: str = "batchmean") -> Tensor:
     """Poisson negative log-likelihood of counts: λ − x·log(λ + 1e-8) + log x!.
 
     ``F.poisson_nll_loss(log_input=False)`` with the exact log x!, so that ELBOs compare; the 1e-8 keeps a rate of 0
@@ -443,6 +642,7 @@ def poisson_nll(rate: Tensor, target: Tensor, *, reduction: str = "batchmean") -
     Args:
         rate: λ, ``[B, *data]``, at least 0.
         target: counts x, as ``rate``: of any integer dtype (uint8 as it is, not x/255), or whole numbers in floats.
+        weight: see the module.
         reduction: see the module.
 
     Returns:
@@ -456,10 +656,12 @@ def poisson_nll(rate: Tensor, target: Tensor, *, reduction: str = "batchmean") -
     >>> poisson_nll(torch.ones(1, 3), torch.tensor([[0, 1, 2]]), reduction="none")
     tensor([[1.0000, 1.0000, 1.6931]])
     """
-    return _reconstruction("rate", rate, target, "poisson", 0.0, reduction)
+    return _reconstruction("rate", rate, target, "poisson", 0.0, reduction, weight)
 
 
-def poisson_nll_with_log_rate(log_rate: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+def poisson_nll_with_log_rate(
+    log_rate: Tensor, target: Tensor, *, weight: Tensor | None = None, reduction: str = "batchmean"
+) -> Tensor:
     """Poisson negative log-likelihood of counts, from l = log λ: eˡ − x·l + log x!; gradient eˡ − x.
 
     Args and errors as :func:`poisson_nll`, but for ``log_rate``, which is any real number.
@@ -467,11 +669,16 @@ def poisson_nll_with_log_rate(log_rate: Tensor, target: Tensor, *, reduction: st
     >>> poisson_nll_with_log_rate(torch.zeros(1, 3), torch.tensor([[0, 1, 2]]))
     tensor(3.6931)
     """
-    return _reconstruction("log_rate", log_rate, target, "poisson_log_rate", 0.0, reduction)
+    return _reconstruction("log_rate", log_rate, target, "poisson_log_rate", 0.0, reduction, weight)
 
 
 def negative_binomial_nll(
-    mean: Tensor, target: Tensor, *, dispersion: Parameter, reduction: str = "batchmean"
+    mean: Tensor,
+    target: Tensor,
+    *,
+    dispersion: Parameter,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
 ) -> Tensor:
     """Negative binomial negative log-likelihood of counts, of mean μ and variance μ + μ²/θ.
 
@@ -484,6 +691,7 @@ def negative_binomial_nll(
         target: counts x, as ``mean``: of any integer dtype (uint8 as it is, not x/255), or whole numbers in floats.
         dispersion: inverse dispersion θ, > 0: a number, or a tensor that broadcasts to ``mean``: ``[genes]`` for one
             per gene, ``[B, genes]`` for one per cell and gene; for one per gene and batch, ``theta[batch_index]``.
+        weight: see the module.
         reduction: see the module.
 
     Returns:
@@ -498,11 +706,17 @@ def negative_binomial_nll(
     tensor(4.1589)
     """
     given = {"dispersion": dispersion}
-    return _with_parameter("mean", mean, target, "negative_binomial", given, reduction)
+    return _with_parameter("mean", mean, target, "negative_binomial", given, reduction, weight)
 
 
 def zero_inflated_negative_binomial_nll(
-    mean: Tensor, target: Tensor, *, dispersion: Parameter, zero_logits: Parameter, reduction: str = "batchmean"
+    mean: Tensor,
+    target: Tensor,
+    *,
+    dispersion: Parameter,
+    zero_logits: Parameter,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
 ) -> Tensor:
     """The same of counts that are 0 with probability σ(π) whatever the negative binomial says, as where reads drop out.
 
@@ -515,6 +729,7 @@ def zero_inflated_negative_binomial_nll(
         target: counts x, as ``mean``: see :func:`negative_binomial_nll`.
         dispersion: inverse dispersion θ, > 0: see :func:`negative_binomial_nll`.
         zero_logits: π, the logit of a zero's extra probability: a number, or a tensor that broadcasts to ``mean``.
+        weight: see the module.
         reduction: see the module.
 
     Returns:
@@ -529,7 +744,7 @@ def zero_inflated_negative_binomial_nll(
     tensor(5.1397)
     """
     given = {"dispersion": dispersion}
-    return _with_parameter("mean", mean, target, "negative_binomial", given, reduction, zero_logits)
+    return _with_parameter("mean", mean, target, "negative_binomial", given, reduction, weight, zero_logits)
 
 
 LINEAR_REDUCTIONS = ("example", "sum", "mean", "batchmean")
@@ -601,35 +816,56 @@ def elbo_loss(
     logvar: Tensor | None = None,
     *,
     std: Tensor | None = None,
+    log_std: Tensor | None = None,
+    std_raw: Tensor | None = None,
+    prior_mu: Prior | None = None,
+    prior_logvar: Prior | None = None,
+    prior_std: Prior | None = None,
     likelihood: str = "bernoulli_logits",
     likelihood_parameters: Mapping[str, Parameter | None] | None = None,
     logvar_clamp: tuple[float, float] | None = None,
     beta: float | Tensor = 1.0,
-    free_bits: float = 0.0,
+    capacity: float | Tensor | None = None,
+    free_bits: float | Tensor = 0.0,
+    free_bits_per: str = "element",
+    samples: int | None = None,
+    weight: Tensor | None = None,
     reduction: str = "batchmean",
+    **parameters: Parameter | None,
 ) -> ELBOLoss:
-    """The negative ELBO, −E[log p(x|z)] + β·KL(q(z|x)‖N(0, I)), in one launch.
+    """The negative ELBO, −E[log p(x|z)] + β·KL(q(z|x)‖p(z)), in one launch where it is as most people have it.
 
-    Source: Kingma & Welling 2014, eq. 7; β: Higgins et al. 2017.
+    A learned variance, a prior other than N(0, I), several samples, a weight and free bits by group take two or three.
+    Source: Kingma & Welling 2014, eq. 7; β: Higgins et al. 2017; the capacity: Burgess et al. 2018, eq. 8.
 
     Args:
-        recon: the decoder's output, ``[B, *data]``.
-        target: the data, as ``recon``; or uint8 meaning x/255.
+        recon: the decoder's output, ``[B, *data]``; with ``samples``, ``[samples, B, *data]``.
+        target: the data, ``[B, *data]``; or uint8 meaning x/255.
         mu: mean of q, ``[B, *latent]``.
-        logvar: log σ² of q, as ``mu``. Give this or ``std``.
-        std: σ of q, as ``mu``.
+        logvar: log σ² of q, as ``mu``. Give this, ``std``, ``log_std`` or ``std_raw``: see :func:`gaussian_kl`.
+        std: σ of q, likewise.
+        log_std: log σ of q, likewise.
+        std_raw: σ = softplus(std_raw), likewise.
+        prior_mu: mean of p, 0 unless given; with ``prior_logvar`` or ``prior_std``: see :func:`gaussian_kl`.
+        prior_logvar: log variance of p.
+        prior_std: standard deviation of p.
         likelihood: what ``recon`` is: ``"bernoulli_logits"``, ``"bernoulli_probs"`` (clipped at 1e-8),
             ``"continuous_bernoulli_logits"``, ``"gaussian"`` (mean, variance 1), ``"laplace"`` (location,
             scale 1), ``"mse"`` or ``"l1"``; and of counts ``"poisson"`` (rate), ``"poisson_log_rate"`` or
             ``"negative_binomial"`` (mean).
         likelihood_parameters: another variance or scale, or a learned one: ``{"var": …}`` or ``{"logvar": …}`` for
             ``"gaussian"``, ``{"scale": …}`` or ``{"log_scale": …}`` for ``"laplace"``, ``{"eps": …}`` for
-            ``"bernoulli_probs"``; ``{"dispersion": …}``, which ``"negative_binomial"`` needs. Numbers, or tensors as
-            for :func:`gaussian_nll`, which take two launches.
+            ``"bernoulli_probs"``; ``{"dispersion": …}``, which ``"negative_binomial"`` needs, and ``"zero_logits"``
+            beside it. Numbers, or tensors as for :func:`gaussian_nll`.
         logvar_clamp: ``(low, high)``: log σ² is clamped before use; see :func:`reparameterize`.
         beta: weight of the KL, ≥ 0: a number, or a 0-d tensor, which a captured graph can be annealed with.
+        capacity: C in nats per example: the loss is then reconstruction + β·|KL − C|. A number or a 0-d tensor.
         free_bits: see :func:`gaussian_kl`.
+        free_bits_per: likewise.
+        samples: L samples of z for each example: ``recon`` has them first, and its term is their mean.
+        weight: of the elements of the reconstruction, or a mask: see the module.
         reduction: ``"batchmean"``, ``"sum"`` or ``"example"``.
+        **parameters: those of the likelihood by name: ``var=0.1``. (``logvar`` is q's.)
 
     Returns:
         ``(loss, reconstruction, kl)``.
@@ -643,14 +879,15 @@ def elbo_loss(
     >>> out.kl, out.loss == out.reconstruction + out.kl
     (tensor(10.), tensor(True))
     """
+    if parameters:
+        likelihood_parameters = _by_name(likelihood_parameters, parameters)
     recon = checks.tensor("recon", recon)
     likelihood = checks.likelihood(likelihood)
-    target = checks.target(target, "recon", recon, likelihood)
+    count = 0 if samples is None else checks.samples_of("recon", recon, samples)
+    target = checks.target(target, "a sample of recon" if count else "recon", recon[0] if count else recon, likelihood)
     mu = checks.tensor("mu", mu)
-    scale, log_scale = checks.scale(mu, logvar, std)
-    low, high = checks.logvar_clamp(logvar_clamp, log_scale)
-    if mu.size(0) != recon.size(0):
-        raise ValueError(f"mu must have the batch size of recon, {recon.shape[0]}, got {mu.shape[0]}")
+    if mu.size(0) != target.size(0):
+        raise ValueError(f"mu must have the batch size of recon, {target.shape[0]}, got {mu.shape[0]}")
     if mu.device != recon.device:
         raise ValueError(f"mu must be on the device of recon, {recon.device}, got {mu.device}")
     if reduction in ("none", "mean"):
@@ -659,28 +896,103 @@ def elbo_loss(
             "different shapes; call the reconstruction term and gaussian_kl one by one"
         )
     reduction = checks.reduction(reduction, _ELBO_REDUCTIONS)
+    beta = checks.beta(beta)
+    if likelihood_parameters and "eps" in likelihood_parameters and likelihood_parameters["eps"] is None:
+        likelihood = "bernoulli_probs_log_clamped" if likelihood == "bernoulli_probs" else likelihood
+    tensor, parameter, row = None, likelihoods.DEFAULT_NUMBERS[likelihood], likelihood
+    if likelihood_parameters or likelihood in likelihoods.NEED_A_NUMBER:
+        own = {name: value for name, value in (likelihood_parameters or {}).items() if name != "zero_logits"}
+        row, parameter, tensor = _parameter(likelihood, own, recon)
+        zero_logits = (likelihood_parameters or {}).get("zero_logits")
+        if zero_logits is not None and likelihood != "negative_binomial":
+            raise ValueError(f"zero_logits are for 'negative_binomial', got likelihood {likelihood!r}")
+    else:
+        own, zero_logits = {}, None
+    given, prior = (logvar, std, log_std, std_raw), (prior_mu, prior_logvar, prior_std)
+    has_prior = prior_mu is not None or prior_logvar is not None or prior_std is not None
+    if (
+        tensor is not None
+        or zero_logits is not None
+        or has_prior
+        or count
+        or weight is not None
+        or isinstance(free_bits, Tensor)
+        or free_bits_per != "element"
+    ):
+        kl = _latent(
+            mu,
+            given,
+            prior=prior,
+            logvar_clamp=logvar_clamp,
+            free_bits=free_bits,
+            free_bits_per=free_bits_per,
+            reduction=reduction,
+        )[0]
+
+        def term(recon: Tensor, target: Tensor, reduction: str) -> Tensor:
+            return _with_parameter("recon", recon, target, likelihood, own, reduction, weight, zero_logits)
+
+        reconstruction = _over_samples(term, recon, target, reduction) if count else term(recon, target, reduction)
+        loss = reconstruction + beta * _excess(kl, capacity, reduction, mu)
+        return ELBOLoss(loss.to(reconstruction.dtype), reconstruction, kl)
+    scale, log_scale = checks.scale(mu, *given)
+    low, high = checks.logvar_clamp(logvar_clamp, log_scale)
     free_bits = checks.number("free_bits", free_bits, 0)
     mu, scale, _, _ = checks.one_dtype(mu, scale)
-    beta = checks.beta(beta)
-    tensor, parameter = None, likelihoods.DEFAULT_NUMBERS[likelihood]
-    if likelihood_parameters or likelihood in likelihoods.NEED_A_NUMBER:
-        likelihood, parameter, tensor = _parameter(likelihood, likelihood_parameters or {}, recon)
-    if tensor is not None:
-        options: tuple[Any, ...] = (likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor))
-        reconstruction = autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor, None), options)[0]
-        options = (log_scale, low, high, 0, free_bits, reduction)
-        kl = autograd.apply(autograd.LATENT, (mu, scale, None, None, None), options)[0]
-        return ELBOLoss((reconstruction + beta * kl).to(reconstruction.dtype), reconstruction, kl)
     # compiled, a number would be a constant: one graph for each value of an annealed beta
-    outside = isinstance(beta, Tensor) or torch.compiler.is_dynamo_compiling()
-    weight = 1.0 if isinstance(beta, Tensor) or outside else beta
+    outside = isinstance(beta, Tensor) or capacity is not None or torch.compiler.is_dynamo_compiling()
+    in_kernel = 1.0 if isinstance(beta, Tensor) or outside else beta
     recon, target, _ = _dense(recon, target, reduction)
     with_gradient = autograd.one_pass(recon, reduction)
-    options = likelihood, parameter, log_scale, low, high, weight, free_bits, reduction, with_gradient
+    options = row, parameter, log_scale, low, high, in_kernel, free_bits, reduction, with_gradient
     loss, reconstruction, kl, *_ = autograd.apply(autograd.ELBO, (recon, target, mu, scale), options)
     if outside:
-        loss = (reconstruction + beta * kl).to(reconstruction.dtype)
+        loss = (reconstruction + beta * _excess(kl, capacity, reduction, mu)).to(reconstruction.dtype)
     return ELBOLoss(loss, reconstruction, kl)
+
+
+def _by_name(
+    given: Mapping[str, Parameter | None] | None, parameters: Mapping[str, Parameter | None]
+) -> Mapping[str, Parameter | None]:
+    for name in parameters:
+        if name not in _PARAMETERS:
+            known = _OTHER_NAMES.get(name)
+            hint = f": it is called {known} here" if known else ""
+            raise TypeError(f"elbo_loss has no argument {name!r}{hint}")
+    return {**(given or {}), **parameters}
+
+
+_PARAMETERS = {"zero_logits", *(row.number.name for row in likelihoods.LIKELIHOODS.values() if row.number is not None)}
+_OTHER_NAMES = {
+    **dict.fromkeys(("kl_weight", "kld_weight", "beta_weight", "weight_kl", "kl_coef"), "beta"),
+    **dict.fromkeys(("n_samples", "num_samples", "L"), "samples"),
+    **dict.fromkeys(("sigma", "prior_scale"), "prior_std"),
+    **dict.fromkeys(("log_var", "log_sigma2"), "logvar"),
+    **dict.fromkeys(("mask", "sample_weight"), "weight"),
+    "prior_mean": "prior_mu",
+    "log_sigma": "log_std",
+    "theta": "dispersion",
+    "C": "capacity",
+}
+
+
+def _over_samples(
+    term: Callable[[Tensor, Tensor, str], Tensor], recon: Tensor, target: Tensor, reduction: str
+) -> Tensor:
+    """The mean of ``term`` over the samples, which come first; the target is read again for each, not copied."""
+    count, batch = recon.shape[:2]
+    if reduction == "example":
+        return torch.stack([term(sample, target, reduction) for sample in recon.unbind()]).mean(0)
+    whole = term(recon, target.expand(recon.shape), "sum")
+    return whole / (count * batch if reduction == "batchmean" else count)
+
+
+def _excess(kl: Tensor, capacity: float | Tensor | None, reduction: str, mu: Tensor) -> Tensor:
+    """What β weighs."""
+    if capacity is None:
+        return kl
+    capacity = checks.beta(capacity, "capacity")
+    return (kl - (capacity * mu.shape[0] if reduction == "sum" else capacity)).abs()
 
 
 def vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:

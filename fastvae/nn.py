@@ -8,14 +8,15 @@ ELBOLoss(likelihood='bernoulli_logits', logvar_clamp=None, beta=4.0, free_bits=0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from . import checks, functional
-from .functional import Parameter
+from .functional import Parameter, Prior
 from .kernels import likelihoods
 
 __all__ = [
@@ -42,14 +43,35 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "reduction": checks.reduction,
     "samples": checks.sample_count,
     "logvar_clamp": checks.logvar_clamp,
-    "free_bits": lambda value: checks.number("free_bits", value, 0),
+    "free_bits": lambda value: isinstance(value, Tensor) or checks.number("free_bits", value, 0),
+    "free_bits_per": checks.group,
+    "capacity": lambda value: value is None or checks.beta(value, "capacity"),
+    "optimal_sigma": bool,
+    "full": bool,
+    "std_eps": lambda value: value is None or checks.number("std_eps", value, 0),
     "eps": lambda value: value is None or checks.number("eps", value, 0, 0.5, above=True),
     # a tensor is checked with the data it must fit
-    **dict.fromkeys(("var", "logvar", "scale", "log_scale", "dispersion"), lambda value: None),
+    **dict.fromkeys(("var", "logvar", "scale", "log_scale", "dispersion", "weight", "pos_weight"), lambda value: None),
     "beta": checks.beta,
     "likelihood": checks.likelihood,
     "chunk": checks.chunk,
 }
+
+
+#: options that are shown only where they are not this
+_RARE: dict[str, Any] = {
+    "weight": None,
+    "pos_weight": None,
+    "std_eps": None,
+    "capacity": None,
+    "free_bits_per": "element",
+    "optimal_sigma": False,
+    "full": True,
+}
+
+
+def _is_rare(name: str, value: object) -> bool:
+    return name in _RARE and not isinstance(value, Tensor) and value == _RARE[name]
 
 
 class _Op(nn.Module):
@@ -74,7 +96,8 @@ class _Op(nn.Module):
         return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        options = self.options.items()
+        return ", ".join(f"{name}={value!r}" for name, value in options if not _is_rare(name, value))
 
 
 def _given(family: str, **parameters: Parameter | None) -> dict[str, Parameter]:
@@ -95,9 +118,23 @@ class Reparameterize(_Op):
     def __init__(self, *, logvar_clamp: tuple[float, float] | None = None, samples: int | None = None):
         super().__init__(logvar_clamp=logvar_clamp, samples=samples)
 
-    def forward(self, mu: Tensor, logvar: Tensor | None = None, *, std: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor | None = None,
+        *,
+        std: Tensor | None = None,
+        log_std: Tensor | None = None,
+        std_raw: Tensor | None = None,
+        generator: functional.Generators | None = None,
+        seed: int | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """``[B, *latent]`` → z."""
-        return functional.reparameterize(mu, logvar, std=std, **self.options)
+        scale: dict[str, Any] = {"std": std, "log_std": log_std, "std_raw": std_raw}
+        draw: dict[str, Any] = {"generator": generator, "seed": seed, "noise": noise}
+        z: Tensor = functional.reparameterize(mu, logvar, **scale, **draw, **self.options)
+        return z
 
 
 class GaussianKL(_Op):
@@ -106,23 +143,36 @@ class GaussianKL(_Op):
     def __init__(
         self,
         *,
+        std_eps: float | None = None,
         logvar_clamp: tuple[float, float] | None = None,
-        free_bits: float = 0.0,
+        free_bits: float | Tensor = 0.0,
+        free_bits_per: str = "element",
         reduction: str = "batchmean",
     ):
-        super().__init__(logvar_clamp=logvar_clamp, free_bits=free_bits, reduction=reduction)
+        super().__init__(
+            std_eps=std_eps,
+            logvar_clamp=logvar_clamp,
+            free_bits=free_bits,
+            free_bits_per=free_bits_per,
+            reduction=reduction,
+        )
 
     def forward(
         self,
-        mu: Tensor,
-        logvar: Tensor | None = None,
+        mu: Tensor | Distribution,
+        logvar: Tensor | Distribution | None = None,
         *,
         std: Tensor | None = None,
-        prior_mu: Tensor | None = None,
-        prior_logvar: Tensor | None = None,
+        log_std: Tensor | None = None,
+        std_raw: Tensor | None = None,
+        prior_mu: Prior | None = None,
+        prior_logvar: Prior | None = None,
+        prior_std: Prior | None = None,
     ) -> Tensor:
-        """``mu`` and ``logvar`` (or ``std=``), with ``prior_mu=`` and ``prior_logvar=`` if there is a prior → nats."""
-        return functional.gaussian_kl(mu, logvar, std=std, prior_mu=prior_mu, prior_logvar=prior_logvar, **self.options)
+        """``mu`` and ``logvar`` (or ``std=``, …), with ``prior_mu=`` and its scale if there is a prior → nats."""
+        scale: dict[str, Any] = {"std": std, "log_std": log_std, "std_raw": std_raw}
+        prior: dict[str, Any] = {"prior_mu": prior_mu, "prior_logvar": prior_logvar, "prior_std": prior_std}
+        return functional.gaussian_kl(mu, logvar, **scale, **prior, **self.options)
 
 
 class SampleWithKL(_Op):
@@ -133,10 +183,17 @@ class SampleWithKL(_Op):
         *,
         logvar_clamp: tuple[float, float] | None = None,
         samples: int | None = None,
-        free_bits: float = 0.0,
+        free_bits: float | Tensor = 0.0,
+        free_bits_per: str = "element",
         reduction: str = "batchmean",
     ):
-        super().__init__(logvar_clamp=logvar_clamp, samples=samples, free_bits=free_bits, reduction=reduction)
+        super().__init__(
+            logvar_clamp=logvar_clamp,
+            samples=samples,
+            free_bits=free_bits,
+            free_bits_per=free_bits_per,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -144,20 +201,27 @@ class SampleWithKL(_Op):
         logvar: Tensor | None = None,
         *,
         std: Tensor | None = None,
-        prior_mu: Tensor | None = None,
-        prior_logvar: Tensor | None = None,
+        log_std: Tensor | None = None,
+        std_raw: Tensor | None = None,
+        prior_mu: Prior | None = None,
+        prior_logvar: Prior | None = None,
+        prior_std: Prior | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Tensors as for :class:`GaussianKL` → ``(z, kl)``."""
-        return functional.sample_with_kl(
-            mu, logvar, std=std, prior_mu=prior_mu, prior_logvar=prior_logvar, **self.options
-        )
+        scale: dict[str, Any] = {"std": std, "log_std": log_std, "std_raw": std_raw}
+        prior: dict[str, Any] = {"prior_mu": prior_mu, "prior_logvar": prior_logvar, "prior_std": prior_std}
+        return functional.sample_with_kl(mu, logvar, **scale, **prior, generator=generator, seed=seed, **self.options)
 
 
 class BCELoss(_Op):
-    """:func:`fastvae.bce`."""
+    """:func:`fastvae.bce`. A ``weight`` that is a tensor is a buffer, as in torch."""
 
-    def __init__(self, *, eps: float | None = functional.BCE_EPS, reduction: str = "batchmean"):
-        super().__init__(eps=eps, reduction=reduction)
+    def __init__(
+        self, weight: Tensor | None = None, *, eps: float | None = functional.BCE_EPS, reduction: str = "batchmean"
+    ):
+        super().__init__(weight=weight, eps=eps, reduction=reduction)
 
     def forward(self, probs: Tensor, target: Tensor) -> Tensor:
         """``[B, *data]`` twice → nats."""
@@ -165,10 +229,10 @@ class BCELoss(_Op):
 
 
 class BCEWithLogitsLoss(_Op):
-    """:func:`fastvae.bce_with_logits`."""
+    """:func:`fastvae.bce_with_logits`. ``weight`` and ``pos_weight`` are buffers, as in torch."""
 
-    def __init__(self, *, reduction: str = "batchmean"):
-        super().__init__(reduction=reduction)
+    def __init__(self, weight: Tensor | None = None, *, pos_weight: Tensor | None = None, reduction: str = "batchmean"):
+        super().__init__(weight=weight, pos_weight=pos_weight, reduction=reduction)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """``[B, *data]`` twice → nats."""
@@ -211,12 +275,25 @@ class L1Loss(_Op):
 class GaussianNLLLoss(_Op):
     """:func:`fastvae.gaussian_nll`."""
 
-    def __init__(self, *, var: Parameter | None = None, logvar: Parameter | None = None, reduction: str = "batchmean"):
-        super().__init__(**_given("gaussian", var=var, logvar=logvar), reduction=reduction)
+    def __init__(
+        self,
+        *,
+        var: Parameter | None = None,
+        logvar: Parameter | None = None,
+        optimal_sigma: bool = False,
+        full: bool = True,
+        reduction: str = "batchmean",
+    ):
+        given: dict[str, Any] = {"var": var, "logvar": logvar}
+        number = given if optimal_sigma else _given("gaussian", **given)
+        super().__init__(**number, optimal_sigma=optimal_sigma, full=full, reduction=reduction)
 
-    def forward(self, mean: Tensor, target: Tensor) -> Tensor:
-        """``[B, *data]`` twice → nats."""
-        return functional.gaussian_nll(mean, target, **self.options)
+    def forward(self, mean: Tensor, target: Tensor, var: Parameter | None = None) -> Tensor:
+        """``[B, *data]`` twice → nats; a ``var`` given here, as to torch's module, is taken instead."""
+        options = self.options
+        if var is not None:
+            options = {**options, "var": var, "logvar": None}
+        return functional.gaussian_nll(mean, target, **options)
 
 
 class LaplaceNLLLoss(_Op):
@@ -233,7 +310,7 @@ class LaplaceNLLLoss(_Op):
 
 
 class ELBOLoss(_Op):
-    """:func:`fastvae.elbo_loss`. To anneal, set ``loss.beta``."""
+    """:func:`fastvae.elbo_loss`. To anneal, set ``loss.beta`` (or ``loss.capacity``)."""
 
     def __init__(
         self,
@@ -241,11 +318,19 @@ class ELBOLoss(_Op):
         likelihood: str = "bernoulli_logits",
         logvar_clamp: tuple[float, float] | None = None,
         beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
+        capacity: float | Tensor | None = None,
+        free_bits: float | Tensor = 0.0,
+        free_bits_per: str = "element",
         reduction: str = "batchmean",
     ):
         super().__init__(
-            likelihood=likelihood, logvar_clamp=logvar_clamp, beta=beta, free_bits=free_bits, reduction=reduction
+            likelihood=likelihood,
+            logvar_clamp=logvar_clamp,
+            beta=beta,
+            capacity=capacity,
+            free_bits=free_bits,
+            free_bits_per=free_bits_per,
+            reduction=reduction,
         )
 
     def forward(
@@ -254,14 +339,13 @@ class ELBOLoss(_Op):
         target: Tensor,
         mu: Tensor,
         logvar: Tensor | None = None,
-        *,
-        std: Tensor | None = None,
-        likelihood_parameters: Mapping[str, Parameter | None] | None = None,
+        **more: Any,
     ) -> functional.ELBOLoss:
-        """``[B, *data]`` twice and ``[B, *latent]`` twice → ``(loss, reconstruction, kl)``."""
-        return functional.elbo_loss(
-            recon, target, mu, logvar, std=std, likelihood_parameters=likelihood_parameters, **self.options
-        )
+        """``[B, *data]`` twice and ``[B, *latent]`` twice → ``(loss, reconstruction, kl)``.
+
+        By name, what :func:`fastvae.elbo_loss` takes besides: ``std=``, ``prior_mu=``, ``samples=``, ``weight=``, …
+        """
+        return functional.elbo_loss(recon, target, mu, logvar, **{**self.options, **more})
 
 
 class PoissonNLLLoss(_Op):
