@@ -274,20 +274,17 @@ def of_difference(derivative: Formula) -> Formula:
     return lambda y, x, number: -derivative(y, x, number)
 
 
-def _softplus(y: Tensor) -> Tensor:
-    return positive_part(y) + torch.log1p(torch.exp(-y.abs()))
-
-
 def zero_inflated_nll(nll: Tensor, zero_logits: Tensor, x: Tensor) -> Tensor:
     """−log(σ(π)·[x = 0] + σ(−π)·e^(−nll)): with probability σ(π) a count is 0 whatever its likelihood says.
 
     As in scvi-tools' ``log_zinb_positive``, softplus(−π) − softplus(−π − nll) at 0, but without the difference of two
     large numbers. Any likelihood of counts may be so.
     """
-    both = zero_logits + nll
-    rest = torch.log1p(torch.exp(-zero_logits.abs())) - torch.log1p(torch.exp(-both.abs()))
-    at_zero = torch.minimum(positive_part(-zero_logits), nll) + rest
-    return torch.where(x == 0, at_zero, _softplus(zero_logits) + nll)
+    both, zero = zero_logits + nll, torch.zeros_like(nll)  # maximum has the derivative ½ at 0, and ∞ is no NaN
+    low = torch.log1p(torch.exp(-zero_logits.abs()))
+    rest = low - torch.log1p(torch.exp(-both.abs()))
+    at_zero = torch.minimum(torch.maximum(-zero_logits, zero), nll) + rest
+    return torch.where(x == 0, at_zero, torch.maximum(zero_logits, zero) + low + nll)
 
 
 def zero_inflated_derivatives(nll: Tensor, zero_logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae.kernels.reference.noise import WORD, philox4x32
@@ -42,7 +43,8 @@ class Term(NamedTuple):
     """A number for each element, its size, and where 0 is as good: at the jump of a derivative.
 
     ``lost`` is what a formula that is documented to be approximate may be off by, in the arithmetic of any dtype;
-    ``cancels`` joins the size where the textbook's formula is what runs: the reference, and a batched backward.
+    ``cancels`` joins the size where the textbook's formula is what runs: the reference, and a batched backward;
+    ``before`` is what a factor that may underflow is multiplied with.
     """
 
     value: Tensor
@@ -51,15 +53,17 @@ class Term(NamedTuple):
     diverged: Tensor | None = None  # where an infinite value is as good: KL itself is infinite, in this arithmetic
     lost: float | Tensor = 0.0
     cancels: float | Tensor = 0.0
+    before: float | Tensor = 0.0
 
 
 class Nll(NamedTuple):
-    """A reconstruction term of each element and its derivatives in y, in x, and in a parameter that is a tensor."""
+    """A reconstruction term of each element and its derivatives in y, in x, and in parameters that are tensors."""
 
     value: Term
     by_recon: Term
     by_target: Term
     by_parameter: Term | None = None
+    by_zero_logits: Term | None = None
 
 
 def bernoulli_coefficients(count: int) -> list[float]:
@@ -221,9 +225,12 @@ def poisson_log_rate(y: Tensor, x: Tensor, _: float, unit: float) -> Nll:
 
 
 def negative_binomial(y: Tensor, x: Tensor, theta: float | Tensor, unit: float) -> Nll:
-    """By Stirling's series where x, and where θ, is 20 or more; else by the functions of torch."""
+    """By Stirling's series where x, and where θ, is 20 or more; else by the functions of torch.
+
+    Where x = 0, the kernels' differences of log Γ are of two numbers that are the same.
+    """
     t = torch.as_tensor(theta, dtype=y.dtype, device=y.device).expand(y.shape)
-    mean, lifted, b = y + COUNT_EPS, t + COUNT_EPS, x + t
+    mean, lifted, b, some = y + COUNT_EPS, t + COUNT_EPS, x + t, x != 0
     total = lifted + y
     grown, growth = t * torch.log1p(y / lifted), torch.log1p(x / t)
     many, much = x >= 20, t >= 20
@@ -245,7 +252,8 @@ def negative_binomial(y: Tensor, x: Tensor, theta: float | Tensor, unit: float) 
     start = torch.where(many, 0.0, x)
     log_odds = torch.where(many, log_quotient(odds, c), torch.log(odds))
     value = grown - torch.where(x > 0, x * log_odds, 0.0) + start - rising + log_factorial
-    size = grown + x * (log_odds.abs() + 1) + (t + 16) * growth + 24 * torch.log(b + 16) + t.log().abs() + 8
+    of_some = x * (log_odds.abs() + 1) + (t + 16) * growth + 24 * torch.log(b + 16) + t.log().abs()
+    size = grown + torch.where(some, of_some, 0.0) + 8
     slope = torch.log1p(y / lifted) + (t / lifted * (x - y) + x * COUNT_EPS / lifted) / total
     slopes = torch.where(
         much,
@@ -270,6 +278,50 @@ def negative_binomial(y: Tensor, x: Tensor, theta: float | Tensor, unit: float) 
 def digamma_remainder(z: Tensor) -> Tensor:
     """The derivative of ``remainder``."""
     return sum(-(2 * k + 1) * c * z ** -(2 * k + 2) for k, c in enumerate(SERIES))  # type: ignore[return-value]
+
+
+def zero_inflated(of_count: Nll, x: Tensor, logits: Tensor, unit: float, relative: float) -> Nll:
+    """Of a count that is 0 with probability σ(π), too: −log(σ(π) + σ(−π)·e^(−n)) at 0, else n − log σ(−π).
+
+    n may be off by all that its bound allows, and e^(−|π|) and e^(−|π + n|) by ``relative`` for each unit of what they
+    are of. Of a zero, the two probabilities that a derivative is a difference of are close to 1 where π is far below 0,
+    and both terms of the value are close to log 2: some units of 1 are lost.
+    """
+    n, is_zero, total = of_count.value, x == 0, logits + of_count.value.value
+    by_count, none = torch.sigmoid(-total), torch.sigmoid(-logits)
+    log_none = F.logsigmoid(-logits)
+    value = torch.where(is_zero, -torch.logaddexp(F.logsigmoid(logits), log_none - n.value), n.value - log_none)
+    # of n, and of π + n, which is rounded; then by the slope of σ, as it is nowhere steeper between the two ends
+    n_off = ULPS["value"] * unit * n.size + n.lost
+    off = n_off + (2 * unit + relative) * total.abs()
+    n_off, off = (torch.where(total.isfinite(), t, 0.0) for t in (n_off, off))
+    by_count_off = off * torch.sigmoid(off - total) * torch.sigmoid(off + total)
+    none_off = (relative * logits.abs() * none * torch.sigmoid(logits)).nan_to_num(0.0)
+
+    def inflated(term: Term) -> Term:
+        lost = by_count_off * term.size + (by_count + by_count_off) * term.lost
+        return term._replace(
+            value=torch.where(is_zero, by_count * term.value, term.value),
+            size=torch.where(is_zero, by_count * term.size, term.size),
+            lost=torch.where(is_zero, lost, term.lost),
+            before=torch.where(is_zero, term.value.abs(), 0.0),
+        )
+
+    return Nll(
+        Term(
+            value,
+            torch.where(is_zero, value.abs(), n.size - log_none) + 1,
+            lost=torch.where(is_zero, torch.sigmoid(off - total) * n_off, n.lost),
+        ),
+        inflated(of_count.by_recon),
+        inflated(of_count.by_target),
+        None if of_count.by_parameter is None else inflated(of_count.by_parameter),
+        Term(
+            torch.where(is_zero, by_count - none, torch.sigmoid(logits)),
+            torch.where(is_zero, by_count + none, torch.sigmoid(logits)),
+            lost=torch.where(is_zero, by_count_off, 0.0) + none_off,
+        ),
+    )
 
 
 #: of counts, whose formulas know the unit of the arithmetic that is judged, too

@@ -61,7 +61,10 @@ BROADCAST: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """All that a call depends on. Tensors are numbered: recon, target, mu, scale, prior, the likelihood's parameter."""
+    """All that a call depends on.
+
+    Tensors are numbered: recon, target, mu, scale, prior, the likelihood's parameter, the logits of zero.
+    """
 
     op: str
     likelihood: str = "mse"
@@ -87,6 +90,8 @@ class Case:
     seed: int = 0
     parameter: str = ""  # the name of a tensor in the place of the number
     broadcast: str = "whole"
+    inflated: str = ""  # zero_logits: a "number", or the shape of a tensor, of BROADCAST
+    zero_logits: float = 0.0
     clamp: tuple[float, float] | None = None  # of logvar
 
 
@@ -141,6 +146,12 @@ DRAWS: dict[str, list[Callable[[Any], Tensor]]] = {
         lambda r: (10 ** r.uniform(0, 6)).floor(),
         lambda r: (10 ** r.uniform(0, 20)).floor(),
     ],
+    "zero logits": [
+        lambda r: r.normal() * 4,
+        lambda r: 10 ** r.uniform(-40, 0) * r.normal().sign(),
+        lambda r: r.uniform(-100, 100),
+        lambda r: r.uniform(-1e4, 1e4),
+    ],
     "mean": [
         lambda r: r.normal().exp(),
         lambda r: r.uniform(0, 40).floor(),
@@ -161,13 +172,18 @@ SPECIALS: dict[str, list[float]] = {
     "dispersion": [1e-300, 1e-45, 4e-39, 1e-30, 0.5, 7.99, 8.0, 1e4, 1e19, NAN],
 }
 DRAWS["dispersion"] = [*DRAWS["positive"][:2], lambda r: 10 ** r.uniform(-30, 25), DRAWS["positive"][3]]
+# half of them 0
+DRAWS["inflated count"] = [lambda r, of=of: of(r) * r.uniform(0, 2).floor() for of in DRAWS["count"]]
+SPECIALS["inflated count"] = SPECIALS["count"]
+SPECIALS["zero logits"] = [*SPECIALS["logits"], 3e38, -3e38]
 POSITIVE = ("positive", "dispersion")
-FINITE = ("count", "mean", "dispersion")  # infinite ones are NaN in some term of any formula
+FINITE = ("count", "inflated count", "mean", "dispersion")  # infinite ones are NaN in some term of any formula
 #: a role whose numbers the call looks at, and what it says of others
 DOMAINS = {
     "probs": (Domain.UNIT, r"must lie in \[0, 1\]"),
     "unit": (Domain.UNIT, r"must lie in \[0, 1\]"),
     "count": (Domain.COUNT, "must be counts"),
+    "inflated count": (Domain.COUNT, "must be counts"),
     "mean": (Domain.NOT_NEGATIVE, "must be at least 0"),
 }
 
@@ -215,9 +231,15 @@ def roles(case: Case) -> list[str]:
     row = LIKELIHOODS[case.likelihood]
     recon = {"logits": "logits", "probs": "probs", "rate": "mean", "log_rate": "logvar"}.get(row.recon, "real")
     recon = "mean" if row.recon_domain is Domain.NOT_NEGATIVE else recon
-    pair = [recon, {Domain.UNIT: "unit", Domain.COUNT: "count"}.get(row.target_domain, "real")]
+    count = "inflated count" if case.inflated else "count"
+    pair = [recon, {Domain.UNIT: "unit", Domain.COUNT: count}.get(row.target_domain, "real")]
     parameter = [PARAMETERS[case.parameter][2]] if case.parameter else []
-    return pair + ([] if case.op in RECONSTRUCTIONS else latent) + parameter
+    logits = ["zero logits"] if logits_are_tensor(case) else []
+    return pair + ([] if case.op in RECONSTRUCTIONS else latent) + parameter + logits
+
+
+def logits_are_tensor(case: Case) -> bool:
+    return case.inflated in BROADCAST
 
 
 def prior_shape(case: Case, k: int) -> tuple[int, ...]:
@@ -245,12 +267,16 @@ def tensors(case: Case) -> list[Tensor]:
         shape = (case.shape[0], *case.latent) if both and latent else case.shape
         if latent and not both and k >= 2:
             shape = prior_shape(case, k)
-        if case.parameter and k == len(names) - 1:
+        if role == "zero logits":
+            shape = BROADCAST[case.inflated](case.shape)
+        elif case.parameter and k == len(names) - 1 - logits_are_tensor(case):
             shape = BROADCAST[case.broadcast](case.shape)
         draw = Draw(case.seed * 8 + k, shape)
         dtype = case.dtypes[k]
         if k == 1 and dtype == torch.uint8 and not latent:
             values = draw.uniform(0, 256).to(torch.uint8)
+            if case.inflated:
+                values = values * draw.uniform(0, 2).to(torch.uint8)
         else:
             dtype = torch.float32 if dtype == torch.uint8 else dtype
             values = DRAWS[role][case.values[k]](draw).to(dtype)
@@ -364,7 +390,8 @@ def chained(c: Tensor, term: Term, dtype: torch.dtype) -> Expected:
     others = () if term.either is None else (torch.where(term.either, 0 * value, value),)
     if term.diverged is not None:
         others += (torch.where(term.diverged, value.sign() * INF, value),)
-    return Expected(value, size + floor(dtype, 1 + c, term.size, c * term.size), others)
+    before = torch.as_tensor(term.before)
+    return Expected(value, size + floor(dtype, 1 + c, term.size, c * term.size, (1 + c.abs()) * before), others)
 
 
 def plus(a: Expected | None, b: Expected | None) -> Expected | None:
@@ -398,8 +425,10 @@ class Oracle:
         self.outputs: list[Expected] = []
         self.dtypes: list[torch.dtype] = []
         first_latent = 0 if case.op in ("reparameterize", "gaussian_kl", "sample_with_kl") else 2
+        if logits_are_tensor(case):
+            *self.inputs, self.logits = self.inputs
         if case.parameter:
-            *self.inputs, self.parameter = inputs
+            *self.inputs, self.parameter = self.inputs
         if first_latent:
             self.reconstruction()
         if len(self.inputs) > first_latent:
@@ -429,27 +458,32 @@ class Oracle:
         case, (recon, target) = self.case, self.inputs[:2]
         self.accumulated = dtype = accumulator(recon.dtype)
         y, x = self.arithmetic(recon, dtype), self.arithmetic(target.reshape(recon.shape), dtype)
+        on_gpu = self.noise != NOISE_ON_CPU and dtype == torch.float32
         if case.likelihood in COUNTS:
             p = self.arithmetic(self.parameter, dtype) if case.parameter else case.number
+            if case.inflated and not case.parameter:
+                p = self.arithmetic(torch.tensor(case.number, dtype=torch.float64), dtype)
             self.nll = COUNTS[case.likelihood](y, x, p, ulp(dtype))
             if not case.parameter:
                 self.nll = self.nll._replace(by_parameter=None)
             if self.textbook:
                 self.nll = formulas.Nll(*(t if t is None else self.by_textbook(t) for t in self.nll))
+            if case.inflated:
+                number = torch.tensor(case.zero_logits, dtype=torch.float64)
+                logits = self.arithmetic(self.logits if logits_are_tensor(case) else number, dtype).expand(y.shape)
+                self.nll = formulas.zero_inflated(self.nll, x, logits, ulp(dtype), 2 * ulp(dtype) * on_gpu)
         elif case.parameter:
             p = self.arithmetic(self.parameter, dtype)
-            on_gpu = self.noise != NOISE_ON_CPU and dtype == torch.float32  # Triton's exp of p, as in lost_in_exp
-            self.nll = formulas.of_tensor(
-                case.parameter, y, x, p, 2 * ulp(dtype) * on_gpu, torch.finfo(dtype).smallest_normal
-            )
+            relative = 2 * ulp(dtype) * on_gpu  # Triton's exp of p, as in lost_in_exp
+            self.nll = formulas.of_tensor(case.parameter, y, x, p, relative, torch.finfo(dtype).smallest_normal)
         else:
             self.nll = NLL[case.likelihood](y, x, case.number)
-        if self.noise != NOISE_ON_CPU and dtype == torch.float32 and "logits" in case.likelihood:
+        if on_gpu and "logits" in case.likelihood:
             # a GPU's e^(−|y|) = 2^(−|y|·log₂e): rounding the product costs |y| ulps; continuous: over (1 − e^(−|y|))²
             a = torch.exp(-y.abs())
             off = 2 * ulp(dtype) * (y.abs() * a).nan_to_num(0.0) * (1 if case.likelihood == "bernoulli_logits" else 8)
-            value, by_recon, by_target = (t._replace(lost=t.lost + off) for t in self.nll[:3])
-            self.nll = formulas.Nll(value, by_recon, by_target)
+            value, by_recon, by_target = self.nll[:3]
+            self.nll = formulas.Nll(*(t._replace(lost=t.lost + off) for t in (value, by_recon, by_target)))
         if not self.wide and "logits" in case.likelihood:  # eager's −log p of an infinite logit is inf − inf
             value = self.nll.value
             self.nll = self.nll._replace(value=value._replace(value=value.value.masked_fill(y.isinf(), NAN)))
@@ -514,7 +548,9 @@ class Oracle:
         case, reduction = self.case, self.reduction()
         both = case.op in ("elbo_loss", "vae_loss")
         beta = case.beta if case.op == "elbo_loss" else 1.0
-        results: list[Expected | None] = [None] * (len(self.inputs) + bool(case.parameter))
+        of_parameter = len(self.inputs)
+        of_logits = of_parameter + bool(case.parameter)
+        results: list[Expected | None] = [None] * (of_logits + logits_are_tensor(case))
         if case.op in RECONSTRUCTIONS or both:
             u = upstream[0]
             if both and len(upstream) > 1:
@@ -525,7 +561,10 @@ class Oracle:
                 for k, term in enumerate((self.nll.by_recon, self.nll.by_target)):
                     results[k] = chained(c, term, dtype)
                 if self.nll.by_parameter is not None:
-                    results[-1] = self.summed(c, self.nll.by_parameter, dtype)
+                    results[of_parameter] = self.summed(c, self.nll.by_parameter, dtype)
+                if logits_are_tensor(case):
+                    assert self.nll.by_zero_logits is not None
+                    results[of_logits] = self.added_up(c, self.nll.by_zero_logits, dtype)
         first = 2 if both else 0
         if not both and case.op in RECONSTRUCTIONS:
             return results
@@ -582,6 +621,13 @@ class Oracle:
             slack = slack + min(value.numel() // max(shape.numel(), 1), CHAIN) * ulp(dtype) * (c * term.size).abs()
         return Expected(value.sum_to_size(shape), slack.sum_to_size(shape))
 
+    def added_up(self, c: Tensor, term: Term, dtype: torch.dtype) -> Expected:
+        """The gradient in the logits of zero: elements in accumulator precision, which torch adds up in that."""
+        element, shape = chained(c, term, dtype), self.logits.shape
+        count = element.value.numel() // max(shape.numel(), 1)
+        slack = element.slack + (min(count, CHAIN) * ulp(dtype) * (c * term.size).abs() if count > 1 else 0.0)
+        return Expected(element.value.sum_to_size(shape), slack.expand(element.value.shape).sum_to_size(shape))
+
 
 # ---- comparison
 
@@ -626,6 +672,9 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     """The op's outputs."""
     latent: dict[str, Any] = {}
     tensor: dict[str, Tensor] = {}
+    logits: dict[str, Any] = {"zero_logits": case.zero_logits} if case.inflated else {}
+    if logits_are_tensor(case):
+        *inputs, logits["zero_logits"] = inputs
     if case.parameter:
         *inputs, tensor[case.parameter] = inputs
     rest = inputs
@@ -640,8 +689,8 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     if case.op in RECONSTRUCTIONS:
         _, name = RECONSTRUCTIONS[case.op]
         options = tensor or ({name: case.number} if name else {"eps": None} if "None" in case.op else {})
-        function = getattr(fastvae, case.op.partition("(")[0])
-        return [function(*inputs, reduction=case.reduction, **options)]
+        function = getattr(fastvae, ("zero_inflated_" if case.inflated else "") + case.op.partition("(")[0])
+        return [function(*inputs, reduction=case.reduction, **options, **logits)]
     if case.op == "vae_loss":
         recon, target, mu, logvar = inputs
         return [fastvae.vae_loss(recon, target, mu, logvar)]
@@ -651,6 +700,7 @@ def call(case: Case, inputs: list[Tensor]) -> list[Tensor]:
         options["likelihood_parameters"] = tensor or (
             {"dispersion": case.number} if case.likelihood == "negative_binomial" else {}
         )
+        options["likelihood_parameters"] |= logits
         return list(fastvae.elbo_loss(*inputs[:2], rest[0], **latent, **options, reduction=case.reduction))
     if case.op == "reparameterize":
         return [fastvae.reparameterize(rest[0], **latent, samples=case.samples, seed=case.seed)]

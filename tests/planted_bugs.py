@@ -25,6 +25,7 @@ import build
 ROOT = Path(__file__).parent.parent
 RECON, KL, OWN = "test_sizes and bce", "test_sizes and gaussian_kl", "test_each_tensor"
 NOISE = "test_the_contract or test_one_definition"
+INFLATED = "zero_inflat"  # "zero_inflated…" and "test_zero_inflation…"
 AVX512 = "csrc/host/avx512.h"
 
 
@@ -95,6 +96,26 @@ BUGS = [
         "prior_logvar_row = row * prior_mu_stride, row * prior_mu_stride\n                row_sum", OWN),
     Bug("free bits stop the wrong gradients", "numba", "kernels/numba/latent.py",
         "c = zero if kl < floor else c", "c = c if kl < floor else zero", "test_dtypes and free_bits"),
+    Bug("the gradient of a zero's logit has the other sign", "cpp", "csrc/counts.h",
+        "is_zero ? by_nll - of_count : of_zero", "is_zero ? of_count - by_nll : of_zero", INFLATED),
+    Bug("a zero's large part is -logit, however likely the count is to be 0", "cpp", "csrc/counts.h",
+        "at_most(positive_part(-logit), nll)", "positive_part(-logit)", INFLATED),
+    Bug("the mean's gradient takes each zero for a count", "cpp", "csrc/host/reconstruction.cpp",
+        "terms.derivative * factor);\n            if constexpr (BY_ROW)",
+        "terms.derivative * (upstream != nullptr ? read(upstream) : by_row));\n            if constexpr (BY_ROW)",
+        INFLATED),
+    Bug("a row of the logits of zero is found by the stride of the dispersion", "cpp", "csrc/host/reconstruction.cpp",
+        "row * work.zero_logits_stride", "row * work.parameter_stride", INFLATED),
+    Bug("the gradient of a logit is multiplied by that in nll", "cuda", "csrc/device/with_tensor.cu",
+        "of_logit.v[k] = term.by_logit * c.v[k];\n                    c.v[k] *= term.by_nll;",
+        "c.v[k] *= term.by_nll;\n                    of_logit.v[k] = term.by_logit * c.v[k];", INFLATED),
+    Bug("the mean and the dispersion take each zero for a count", "cuda", "csrc/device/with_tensor.cu",
+        "                    c.v[k] *= term.by_nll;\n", "", INFLATED),
+    Bug("the dispersion by element takes each zero for a count", "numba", "kernels/numba/reconstruction.py",
+        "if inflated:\n                        slope *=", "if inflated and by_row:\n                        slope *=",
+        INFLATED),
+    Bug("a count above 0 costs no more where zeros are likely", "numba", "kernels/numba/likelihoods.py",
+        "select(below < nll, below, nll), nll + above)", "select(below < nll, below, nll), nll)", INFLATED),
 ]  # fmt: skip
 
 
@@ -122,7 +143,7 @@ def seen(bug: Bug) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = plant(bug, folder)
-        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise", "edges")]
+        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise", "edges", "counts")]
         if "half" in bug.tests:
             files = ["tests/test_extension.py"]
         chosen = f"({bug.tests})" + (f" and {bug.backend}" if len(files) > 1 else "")

@@ -49,6 +49,7 @@ numbers = {
     "var": st.sampled_from((1.0, 0.7, 1e-6, 100.0, 1e-30, 1e30)),
     "scale": st.sampled_from((1.0, 0.3, 1e-6, 100.0, 1e-30, 1e30)),
     "dispersion": st.sampled_from((1.0, 0.3, 1e-6, 7.9, 8.0, 100.0, 1e7, 1e25)),
+    "zero_logits": st.sampled_from((0.0, -1.5, 2.1, 1e-30, -20.0, 20.0, -1e4, 1e4)),
 }
 clamps = st.sampled_from((None, None, (-30.0, 20.0), (-0.5, 0.7), (-math.inf, 1.0), (-1.0, math.inf), (0.0, 0.0)))
 free_bits = st.sampled_from((0.0, 0.0, 0.4, 2.0, 1e-6, 1e4))
@@ -164,11 +165,35 @@ def parameter(draw: st.DrawFn) -> Case:
     )
 
 
+@st.composite
+def zero_inflated(draw: st.DrawFn) -> Case:
+    """A zero-inflated negative binomial, alone or in an ELBO; its dispersion and zero_logits are numbers or tensors."""
+    case, learned = draw(st.one_of(reconstruction(), elbo())), draw(st.sampled_from((True, True, False)))
+    inflated = draw(st.sampled_from(("number", *BROADCAST)))
+    last, more = len(case.dtypes), learned + (inflated in BROADCAST)
+    own = st.one_of(st.just(case.dtypes[0]), dtypes)
+    return dataclasses.replace(
+        case,
+        op="negative_binomial_nll" if case.op in RECONSTRUCTIONS else "elbo_loss",
+        likelihood="negative_binomial",
+        number=draw(numbers["dispersion"]),
+        parameter="dispersion" if learned else "",
+        broadcast=draw(st.sampled_from(tuple(BROADCAST))),
+        inflated=inflated,
+        zero_logits=draw(numbers["zero_logits"]),
+        dtypes=(*case.dtypes, *draw(st.tuples(*[own] * more))),
+        layouts=(*case.layouts[:last], *draw(st.tuples(*[layouts] * more))),
+        values=(*case.values[:last], *draw(st.tuples(*[st.integers(0, 3)] * more))),
+        wanted=draw(st.one_of(st.just(63), st.integers(1, (1 << last + more) - 1))),
+    )
+
+
 FAMILIES = {
-    "reconstruction": (reconstruction, 0.35),
-    "latent": (latent, 0.35),
+    "reconstruction": (reconstruction, 0.3),
+    "latent": (latent, 0.3),
     "elbo": (elbo, 0.15),
     "parameter": (parameter, 0.15),
+    "zero-inflated": (zero_inflated, 0.1),
 }
 
 
