@@ -1,0 +1,1 @@
+"""Other libraries' models on the fused kernels: one module a library, which imports it only when it is called."""
