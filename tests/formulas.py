@@ -284,8 +284,8 @@ def zero_inflated(of_count: Nll, x: Tensor, logits: Tensor, unit: float, relativ
     """Of a count that is 0 with probability σ(π), too: −log(σ(π) + σ(−π)·e^(−n)) at 0, else n − log σ(−π).
 
     n may be off by all that its bound allows, and e^(−|π|) and e^(−|π + n|) by ``relative`` for each unit of what they
-    are of. Of a zero, the two probabilities that a derivative is a difference of are close to 1 where π is far below 0,
-    and both terms of the value are close to log 2: some units of 1 are lost.
+    are of. At 0 the derivative in π is a difference of two probabilities, and the value has a difference of two
+    logarithms, each up to log 2, in it: some units of 1 are lost.
     """
     n, is_zero, total = of_count.value, x == 0, logits + of_count.value.value
     by_count, none = torch.sigmoid(-total), torch.sigmoid(-logits)
