@@ -85,7 +85,6 @@ def main() -> int:
     if installed("scvi-tools") is None:
         raise UserError("scvi-tools is not installed: pip install scvi-tools")
     budget = float(sys.argv[1]) if len(sys.argv) > 1 else 25.0
-    torch.set_num_threads(torch.get_num_threads())
     others, missed = Others(), False
     table: list[tuple[str, ...]] = [("training step", "scvi-tools", "patched", "ratio", "bar")]
     for likelihood, genes in WORKS:

@@ -100,13 +100,8 @@ def _other_scale(mu: Tensor, *given: Tensor | None) -> tuple[Tensor, bool]:
 def _scale(name: str, value: object, mu: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype not in FLOATS:
         return tensor(name, value)  # raises
-    if value.device != mu.device:
-        raise ValueError(f"{name} must be on the device of mu, {mu.device}, got {value.device}")
-    if value.shape == mu.shape:
-        return value
-    if not _broadcasts(value, mu):
-        raise ValueError(f"{name} must broadcast to the shape of mu, {_shape(mu)}, got {_shape(value)}")
-    return value.expand(mu.shape)
+    _fits(name, value, "mu", mu)
+    return value if value.shape == mu.shape else value.expand(mu.shape)
 
 
 def normal(name: str, value: object) -> tuple[Tensor, Tensor]:
@@ -174,11 +169,16 @@ def _prior(name: str, value: object, mu: Tensor) -> Tensor:
         return mu.new_full((), number(name, value, low, above=name == "prior_std"))
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must be a number or a floating-point tensor, got one of {_dtype(value)}")
-    if value.device != mu.device:
-        raise ValueError(f"{name} must be on the device of mu, {mu.device}, got {value.device}")
-    if not _broadcasts(value, mu):
-        raise ValueError(f"{name} must broadcast to the shape of mu, {_shape(mu)}, got {_shape(value)}")
+    _fits(name, value, "mu", mu)
     return value
+
+
+def _fits(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless ``value`` is on the device of ``other`` and broadcasts to its shape."""
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+    if value.shape != other.shape and not _broadcasts(value, other):
+        raise ValueError(f"{name} must broadcast to the shape of {other_name}, {_shape(other)}, got {_shape(value)}")
 
 
 def _broadcasts(value: Tensor, to: Tensor) -> bool:
@@ -221,10 +221,7 @@ def weight(name: str, value: object, recon: Tensor) -> Tensor:
     if value.dtype not in (*FLOATS, *((torch.bool,) if name == "weight" else ())):
         mask = ", or bool for a mask" if name == "weight" else ""
         raise TypeError(f"{name} must be floating point{mask}, got {_dtype(value)}")
-    if value.device != recon.device:
-        raise ValueError(f"{name} must be on the device of the data, {recon.device}, got {value.device}")
-    if not _broadcasts(value, recon):
-        raise ValueError(f"{name} must broadcast to the shape of the data, {_shape(recon)}, got {_shape(value)}")
+    _fits(name, value, "the data", recon)
     return value
 
 
@@ -273,10 +270,7 @@ def parameter(name: str, value: object, low: float, high: float, recon: Tensor) 
         return number(name, value, low, high, above=True), None
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must be a number or a floating-point tensor, got one of {_dtype(value)}")
-    if value.device != recon.device:
-        raise ValueError(f"{name} must be on the device of the data, {recon.device}, got {value.device}")
-    if not _broadcasts(value, recon):
-        raise ValueError(f"{name} must broadcast to the shape of the data, {_shape(recon)}, got {_shape(value)}")
+    _fits(name, value, "the data", recon)
     looked_at = type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu and low > -math.inf
     if looked_at and not ops.listened_to() and (value <= low).any():
         raise ValueError(f"{name} must be > {low:g}, got {value.min().item():.9g}")

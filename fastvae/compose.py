@@ -5,24 +5,15 @@ Each costs a pass or two over the elements more than the op alone, in memory too
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .kernels.layout import accumulator, loss_dtype
+from .kernels.layout import accumulator, cols
+from .kernels.reference.reconstruction import prepare, reduce
 
 INSIDE = 0.5  # the domain of every likelihood
-
-
-def total(elements: Tensor, reduction: str, count: Tensor | int, dtype: torch.dtype) -> Tensor:
-    """``elements`` reduced, where ``count`` is what a mean divides by; ``dtype`` is that of the data."""
-    if reduction == "example":
-        elements = elements.flatten(1).sum(1)
-    elif reduction != "none":
-        elements = elements.sum() / {"sum": 1, "mean": count, "batchmean": len(elements)}[reduction]
-    return elements.to(loss_dtype(reduction, dtype))
 
 
 def weighted(
@@ -31,29 +22,21 @@ def weighted(
     """``term``, which is elementwise, times ``weight``, then reduced; where a bool weight is False nothing counts."""
     wide = recon.to(accumulator(recon.dtype))
     if weight is None:
-        return total(term(wide, target), reduction, recon.numel(), recon.dtype)
+        return reduce(term(wide, target), reduction, recon.dtype)
     weight = weight.expand(recon.shape)
     if weight.dtype != torch.bool:
-        return total(term(wide, target) * weight.to(wide.dtype), reduction, recon.numel(), recon.dtype)
+        return reduce(term(wide, target) * weight.to(wide.dtype), reduction, recon.dtype)
     inside = torch.where(weight, wide, INSIDE)  # so that what is masked may be NaN
     nll = torch.where(weight, term(inside, target.masked_fill(~weight, 0)), 0.0)
-    return total(nll, reduction, weight.sum(), recon.dtype)
+    return nll.sum() / weight.sum() if reduction == "mean" else reduce(nll, reduction, recon.dtype)
 
 
 def counted(data: Tensor, weight: Tensor | None, reduction: str) -> Tensor | float:
     """What the number 1 for each element comes to."""
     if weight is None:
-        return {"none": 1, "mean": 1, "example": math.prod(data.shape[1:]), "sum": data.numel()}.get(
-            reduction, math.prod(data.shape[1:])
-        )
+        return {"none": 1, "mean": 1, "sum": data.numel()}.get(reduction, cols(data))
     ones = torch.ones(data.shape, dtype=accumulator(data.dtype), device=data.device)
     return weighted(lambda y, _: torch.ones_like(y), data.detach(), ones, weight, reduction)
-
-
-def as_float(target: Tensor, like: Tensor) -> Tensor:
-    """The data in the dtype of the arithmetic."""
-    dtype = accumulator(like.dtype)
-    return target.to(dtype) / 255 if target.dtype == torch.uint8 else target.to(dtype)
 
 
 def with_pos_weight(term: Callable[[Tensor, Tensor], Tensor], pos_weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -63,7 +46,7 @@ def with_pos_weight(term: Callable[[Tensor, Tensor], Tensor], pos_weight: Tensor
     """
 
     def both(logits: Tensor, target: Tensor) -> Tensor:
-        x = as_float(target, logits)
+        _, x = prepare(logits, target)
         of_one, of_zero = term(logits, torch.ones_like(logits)), term(logits, torch.zeros_like(logits))
         return x * pos_weight.to(x.dtype) * of_one + (1 - x) * of_zero
 
@@ -79,11 +62,11 @@ def at_least(kl: Tensor, free_bits: float | Tensor, per: str, reduction: str, sh
         kl = kl.mean(0)
     free = free_bits.to(kl.dtype) if isinstance(free_bits, Tensor) else torch.full_like(kl, free_bits)
     kl = torch.where(kl < free, free, kl)  # NaN stays NaN
-    if per == "example":
-        return {"example": kl, "batchmean": kl.mean(), "sum": kl.sum(), "mean": kl.sum() / shape.numel()}[reduction]
+    if per == "example" and reduction == "mean":
+        return kl.sum() / shape.numel()
     if per == "dimension":
         return kl.sum() * {"batchmean": 1, "sum": shape[0], "mean": shape[0] / shape.numel()}[reduction]
-    return total(kl, reduction, shape.numel(), kl.dtype)
+    return reduce(kl, reduction, kl.dtype)
 
 
 def moved(mu: Tensor, scale: Tensor, log_scale: bool, bounds: tuple[float, float], noise: Tensor) -> Tensor:

@@ -909,11 +909,10 @@ def elbo_loss(
     else:
         own, zero_logits = {}, None
     given, prior = (logvar, std, log_std, std_raw), (prior_mu, prior_logvar, prior_std)
-    has_prior = prior_mu is not None or prior_logvar is not None or prior_std is not None
     if (
         tensor is not None
         or zero_logits is not None
-        or has_prior
+        or any(part is not None for part in prior)
         or count
         or weight is not None
         or isinstance(free_bits, Tensor)

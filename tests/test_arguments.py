@@ -162,6 +162,12 @@ def test_padded_sequences() -> None:
     torch.testing.assert_close(elbo.reconstruction, got.mean())
 
 
+def test_weights_of_data_of_one_number_an_example() -> None:
+    logits, x, weight = torch.randn(B), torch.rand(B), torch.rand(B)
+    want = F.binary_cross_entropy_with_logits(logits, x, weight, reduction="none")
+    torch.testing.assert_close(fastvae.bce_with_logits(logits, x, weight=weight, reduction="example"), want)
+
+
 def test_targets_of_other_dtypes() -> None:
     logits, x = data()
     ones = (x > 0.5).float()
