@@ -100,8 +100,10 @@ def _other_scale(mu: Tensor, *given: Tensor | None) -> tuple[Tensor, bool]:
 def _scale(name: str, value: object, mu: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype not in FLOATS:
         return tensor(name, value)  # raises
+    if value.shape == mu.shape and value.device == mu.device:
+        return value
     _fits(name, value, "mu", mu)
-    return value if value.shape == mu.shape else value.expand(mu.shape)
+    return value.expand(mu.shape)
 
 
 def normal(name: str, value: object) -> tuple[Tensor, Tensor]:

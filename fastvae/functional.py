@@ -912,7 +912,9 @@ def elbo_loss(
     if (
         tensor is not None
         or zero_logits is not None
-        or any(part is not None for part in prior)
+        or prior_mu is not None
+        or prior_logvar is not None
+        or prior_std is not None
         or count
         or weight is not None
         or isinstance(free_bits, Tensor)
