@@ -18,8 +18,10 @@ $(VENV)/installed: $(SOURCES)
 demo: $(VENV)/installed
 	$(BIN)/fastvae demo --output runs/demo
 
+# Two processes, each with threads that sleep while they wait; `make test WORKERS=0` for one.
+WORKERS ?= 2
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -33,6 +33,11 @@ torch.use_deterministic_algorithms(True, warn_only=True)  # without it, memory s
 torch.utils.deterministic.fill_uninitialized_memory = True
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes goes first, so that several processes end together."""
+    items.sort(key=lambda item: "the_op_table_in_the" not in item.name)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many cases were fuzzed, by backend."""
     ran = getattr(sys.modules.get("test_fuzz"), "RAN", None)

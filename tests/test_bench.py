@@ -52,7 +52,7 @@ def python(*arguments: object, **environment: str) -> subprocess.CompletedProces
         timeout=120,
         check=False,
         cwd=ROOT,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")} | environment,
     )
 
 
