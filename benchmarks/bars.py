@@ -14,7 +14,7 @@ from . import accuracy, launch_cost, startup, suite
 from .contenders import COMPILE, EAGER, FLOOR
 from .ops import OPS, gradient_bytes
 from .table import aligned, by_work, duration, head, ratio
-from .works import COUNTS, INFLATED, MANY_COUNTS, MANY_INFLATED, SHORT, TRAINING, Work
+from .works import COUNTS, INFLATED, MANY_COUNTS, MANY_INFLATED, SCORES, SHORT, TRAINING, Work
 
 LOGITS, PROBS, HALF, LATENT, SMALL, STEP = SHORT
 
@@ -29,6 +29,7 @@ SPEED: tuple[tuple[Work, float, float, float | None], ...] = (
     (MANY_COUNTS, 6, 4.5, None),
     (INFLATED, 6, 4.5, None),
     (MANY_INFLATED, 6, 4.5, None),
+    (SCORES, 6, 5, None),
     (STEP, 1, 1, None),
 )
 IMPORT_MS = 60

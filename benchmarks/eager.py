@@ -72,5 +72,10 @@ def zero_inflated_negative_binomial_nll(mean: Tensor, theta: Tensor, logits: Ten
     return -nll.sum() / mean.shape[0]
 
 
+def negative_binomial_nll_from_scores(scores: Tensor, theta: Tensor, library: Tensor, counts: Tensor) -> Tensor:
+    """As scVI's decoder ends: shares of the genes, times the counts of a cell."""
+    return negative_binomial_nll(library[:, None] * scores.softmax(-1), theta, counts)
+
+
 def linear_bce(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
     return bce_with_logits(F.linear(hidden, weight, bias), target)

@@ -63,6 +63,11 @@ def _inflated_counts(work: Work, generator: torch.Generator) -> list[Tensor]:
     return [mean, theta, 2 * _normal(work.shape, work, generator), counts]
 
 
+def _scores_of_counts(work: Work, generator: torch.Generator) -> list[Tensor]:
+    mean, theta, counts = _counts(work, generator)
+    return [mean.log(), theta, mean.sum(1), counts]
+
+
 def _latent(work: Work, generator: torch.Generator) -> list[Tensor]:
     shape = (work.shape[0], work.latent or work.shape[1])
     return [_normal(shape, work, generator), _normal(shape, work, generator)]
@@ -109,6 +114,15 @@ OPS: dict[str, Op] = {
         {"eager": eager.zero_inflated_negative_binomial_nll},
         learned=True,
         fields=2,
+    ),
+    "negative_binomial_nll_from_scores": Op(
+        _scores_of_counts,
+        (0, 1),
+        lambda scores, theta, library, counts: functional.negative_binomial_nll_from_scores(
+            scores, library, counts, dispersion=theta
+        ),
+        {"eager": eager.negative_binomial_nll_from_scores},
+        learned=True,
     ),
     "linear_bce": Op(_linear, (0, 1, 2), functional.linear_bce, {"eager": eager.linear_bce}),
 }

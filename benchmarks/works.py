@@ -61,6 +61,7 @@ SHORT = (
 #: cells × genes
 COUNTS, MANY_COUNTS = (Work("negative_binomial_nll", (cells, 20_000)) for cells in (128, 1024))
 INFLATED, MANY_INFLATED = (Work("zero_inflated_negative_binomial_nll", (cells, 20_000)) for cells in (128, 1024))
+SCORES = Work("negative_binomial_nll_from_scores", (128, 20_000))
 #: 1.6 GB of float32 inputs; 1 GB of latents
 LARGE_DATA, LARGE_LATENT = (262_144, 784), (1_048_576, 128)
 LARGE_LAYER = Work("linear_bce", (65_536, 784), BF16, U8, hidden=512)
@@ -101,6 +102,7 @@ def full(device: str) -> list[Work]:
         COUNTS._replace(backward=False),
         INFLATED,
         MANY_INFLATED,
+        SCORES,
     ]
     works += [LARGE_LAYER] if device == "cuda" else []
     return works + [Work(TRAINING, (batch, 784), latent=20) for batch in batches]

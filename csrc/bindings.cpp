@@ -116,7 +116,7 @@ void define(py::module_& module) {
                   Address parameter, int64_t parameter_stride, Address zero_logits, int64_t zero_logits_stride,
                   Address upstream, int64_t upstream_stride, bool upstream_by_element, double weight, Address nll,
                   Address sums, Address grad, Address grad_parameter, Address parameter_sums, Address columns,
-                  Address grad_zero_logits, QUEUE... queue) {
+                  Address grad_zero_logits, Address library, Address flow, Address softmax, QUEUE... queue) {
                    Reconstruction of = reconstruction_of(likelihood, 0, recon_type, target_type, rows, cols, recon,
                                                          recon_stride, target, target_stride, grad);
                    of.grid.total = total;
@@ -129,7 +129,8 @@ void define(py::module_& module) {
                    const ReleaseGIL release(total);
                    return with_tensor({of, by_row, piece, at(parameter), parameter_stride, at(grad_parameter),
                                        at<double>(parameter_sums), at<double>(columns), at(zero_logits),
-                                       zero_logits_stride, at(grad_zero_logits)},
+                                       zero_logits_stride, at(grad_zero_logits), at(library), at<double>(flow),
+                                       at<double>(softmax)},
                                       queue_of(queue...));
                });
     module.def("latent_forward",

@@ -33,7 +33,9 @@ struct Reconstruction {
 // A term whose parameter is a tensor, in the type of the arithmetic: one number a row (or for all: stride 0) if by_row,
 // else one an element. What has an address is written: nll or sums, grad, and one of the parameter's gradients, which is
 // one sum a row, or by element, or one row of sums for each `piece` rows. Every gradient is times weight and upstream.
-// With zero_logits, one an element in the type of the arithmetic, a term of counts is zero-inflated.
+// With zero_logits, one an element in the type of the arithmetic, a term of counts is zero-inflated. With library, one a row
+// in that type, recon are scores, y is library · softmax(scores) over the row, the gradient is that in the scores, and flow
+// is Σ y·∂nll/∂y of each row. A device keeps the shift of each row in `softmax`, then the factors: y is factor·e^(score − shift).
 struct WithTensor {
     Reconstruction of;
     bool by_row;
@@ -45,6 +47,8 @@ struct WithTensor {
     const void* zero_logits;
     int64_t zero_logits_stride;
     void* grad_zero_logits;
+    const void* library;
+    double *flow, *softmax;
 };
 
 struct Latent {

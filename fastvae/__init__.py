@@ -22,12 +22,14 @@ from .functional import (
     linear_bce,
     mse,
     negative_binomial_nll,
+    negative_binomial_nll_from_scores,
     poisson_nll,
     poisson_nll_with_log_rate,
     reparameterize,
     sample_with_kl,
     vae_loss,
     zero_inflated_negative_binomial_nll,
+    zero_inflated_negative_binomial_nll_from_scores,
 )
 from .registry import backends, use_backend
 
@@ -57,6 +59,7 @@ __all__ = [
     "linear_bce",
     "mse",
     "negative_binomial_nll",
+    "negative_binomial_nll_from_scores",
     "nn",
     "poisson_nll",
     "poisson_nll_with_log_rate",
@@ -66,4 +69,5 @@ __all__ = [
     "use_backend",
     "vae_loss",
     "zero_inflated_negative_binomial_nll",
+    "zero_inflated_negative_binomial_nll_from_scores",
 ]

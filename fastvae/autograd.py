@@ -157,6 +157,14 @@ def _take_gradient(ctx: Any, primitives: Any, traced: Gradients, upstream: Tenso
     if torch.compiler.is_dynamo_compiling():  # nothing is kept elsewhere, and torch 2.11 cannot trace the next line
         return []
     gradients: list[Tensor] = ctx.__dict__.pop("gradient", None) or []
+    if gradients and upstream.dim():  # by example; mostly all of them alike: the mean of the batch, or the sum
+        first = upstream[0]
+        if not bool((upstream == first).all()):
+            if len(gradients) > 1:  # what is learned for all is added up already
+                return []
+            gradients[0].mul_(upstream.reshape(-1, *(1,) * (gradients[0].dim() - 1)))
+            return gradients
+        upstream = first
     for gradient in gradients:
         primitives.rescale_(gradient, upstream)
     return gradients
@@ -170,26 +178,27 @@ def _term(ctx: Any) -> dict[str, Any]:
 def _reconstruction_gradients(
     ctx: Any, primitives: Any, again: bool, grad_nll: Tensor | None, inputs: tuple[Any, ...], traced: Gradients
 ) -> Gradients:
-    """Those of recon and target, and of the parameter and the logits of zero if those are inputs, too."""
+    """Those of recon and target, and of the parameter, the logits of zero and the library if those are inputs, too."""
     if grad_nll is None:
         return (None,) * len(inputs)
     recon_needed, target_needed = ctx.needs_input_grad[:2]
-    tensor_needed, zero_needed = ctx.needs_input_grad[2:4] if len(inputs) > 2 else (False, False)
-    needed: list[Tensor | None] = [None, None, None, None]
-    if recon_needed or tensor_needed or zero_needed:
+    tensor_needed, zero_needed, library_needed = ctx.needs_input_grad[2:5] if len(inputs) > 2 else (False,) * 3
+    needed: list[Tensor | None] = [None] * 5
+    if recon_needed or tensor_needed or zero_needed or library_needed:
         gradients = [] if again else _take_gradient(ctx, primitives, traced, grad_nll)
         if not gradients:
             gradients = primitives.reconstruction_backward(grad_nll, *inputs, **_term(ctx))
         needed[0] = gradients[0] if recon_needed else None
         needed[2] = gradients[1].to(inputs[2].dtype) if tensor_needed else None
         needed[3] = gradients[2] if zero_needed else None
+        needed[4] = gradients[-1] if library_needed else None
     if target_needed:
         needed[1] = reference_reconstruction.target_gradient(grad_nll, *inputs, **_term(ctx))  # too rare for a kernel
     return tuple(needed[: len(inputs)])
 
 
 def _of_reconstruction(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
-    return _reconstruction_gradients(ctx, primitives, again, grads[0], saved[:4], saved[4:])
+    return _reconstruction_gradients(ctx, primitives, again, grads[0], saved[:5], saved[5:])
 
 
 def _of_latent(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
@@ -261,9 +270,9 @@ def _elbo_expression(
     return (nll + beta * kl).to(nll.dtype), nll, kl, *gradient
 
 
-RECONSTRUCTION = Op(  # (recon, target, parameter tensor, logits of zero)
+RECONSTRUCTION = Op(  # (recon, target, parameter tensor, logits of zero, library)
     "reconstruction_forward",
-    4,
+    5,
     ("likelihood", "parameter", "reduction", "with_gradient"),
     1,
     _of_reconstruction,
@@ -289,12 +298,17 @@ _TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO)}
 
 
 def one_pass(recon: Tensor, reduction: str, *tensors: Tensor | None) -> bool:
-    """Whether the forward should write the gradient: it is wanted, and one number will scale it.
+    """Whether the forward should write the gradient: it is wanted, and one number, or one an example, will scale it.
 
     Not in float16, where what a GradScaler multiplies by is there to keep the gradient from vanishing, and would come
-    too late.
+    too late. By example only on CPUs, where looking at those numbers costs nothing, and where rounding twice does not
+    count.
     """
-    if reduction not in TOTAL_REDUCTIONS or recon.dtype == torch.float16 or not torch.is_grad_enabled():
+    if reduction not in TOTAL_REDUCTIONS:
+        exact = recon.dtype in (torch.float32, torch.float64)
+        if reduction != "example" or not exact or not recon.is_cpu or not len(recon) or ops.listened_to():
+            return False
+    if recon.dtype == torch.float16 or not torch.is_grad_enabled():
         return False
     given = [tensor for tensor in tensors if tensor is not None]
     if any(tensor.dtype == torch.float16 for tensor in given):

@@ -288,6 +288,21 @@ def logits_of_zero(value: object, recon: Tensor) -> Tensor:
     return logits.to(dtype).expand(recon.shape)
 
 
+def library_size(value: object, scores: Tensor) -> Tensor:
+    """``value`` as one number for each example of ``scores``, ``[B]``, in the dtype of the arithmetic."""
+    if scores.dim() < 2:
+        raise ValueError(f"scores must be [B, *data], which softmax goes over, got {_shape(scores)}")
+    batch = len(scores)
+    if isinstance(value, Tensor) and value.shape == (batch,):
+        value = value.reshape(batch, *(1,) * (scores.dim() - 1))
+    if isinstance(value, Tensor) and value.numel() not in (1, batch):
+        raise ValueError(f"library_size must be one number for each example, [{batch}], got {_shape(value)}")
+    number, sizes = parameter("library_size", value, 0.0, LARGEST, scores)
+    if sizes is None:
+        return scores.new_full((batch,), number)
+    return sizes.to(scores.dtype).expand(batch, *(1,) * (scores.dim() - 1)).reshape(batch).contiguous()
+
+
 def beta(value: object, name: str = "beta") -> float | Tensor:
     """``value`` as a number of at least 0, or a tensor of one; looked at where that is cheap."""
     if not isinstance(value, Tensor):

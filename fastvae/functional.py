@@ -360,7 +360,7 @@ def _reconstruction(
         return compose.weighted(both, recon, target, weight, reduction)
     recon, target, undo = _dense(recon, target, reduction)
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction)
-    nll = autograd.apply(autograd.RECONSTRUCTION, (recon, target, None, None), options)[0]
+    nll = autograd.apply(autograd.RECONSTRUCTION, (recon, target, None, None, None), options)[0]
     return nll if undo is None else nll.permute(undo)
 
 
@@ -395,7 +395,29 @@ def _with_parameter(
             reduction,
         )
     options = likelihood, parameter, reduction, autograd.one_pass(recon, reduction, tensor, zero_logits)
-    return autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor, zero_logits), options)[0]
+    return autograd.apply(autograd.RECONSTRUCTION, (recon, target, tensor, zero_logits, None), options)[0]
+
+
+def _from_scores(
+    scores: Tensor,
+    library_size: Parameter,
+    target: Tensor,
+    dispersion: Parameter,
+    reduction: str,
+    zero_logits: Parameter | None = None,
+) -> Tensor:
+    """A term of counts whose mean is library_size · softmax(scores) over an example."""
+    given = checks.tensor("scores", scores)
+    scores = given.to(accumulator(given.dtype))  # half precision has not the digits of a softmax over thousands
+    target, reduction = checks.target(target, "scores", scores, "negative_binomial"), checks.reduction(reduction)
+    library = checks.library_size(library_size, scores)
+    likelihood, number, tensor = _parameter("negative_binomial", {"dispersion": dispersion}, scores)
+    tensor = scores.new_full((), number) if tensor is None else tensor
+    if zero_logits is not None:
+        zero_logits = checks.logits_of_zero(zero_logits, scores)
+    options = likelihood, 0.0, reduction, autograd.one_pass(scores, reduction, library, tensor, zero_logits)
+    nll = autograd.apply(autograd.RECONSTRUCTION, (scores, target, tensor, zero_logits, library), options)[0]
+    return nll.to(given.dtype) if reduction == "none" else nll
 
 
 def _parameter(family: str, given: Mapping[str, Parameter | None], recon: Tensor) -> tuple[str, float, Tensor | None]:
@@ -745,6 +767,63 @@ def zero_inflated_negative_binomial_nll(
     """
     given = {"dispersion": dispersion}
     return _with_parameter("mean", mean, target, "negative_binomial", given, reduction, weight, zero_logits)
+
+
+def negative_binomial_nll_from_scores(
+    scores: Tensor,
+    library_size: Parameter,
+    target: Tensor,
+    *,
+    dispersion: Parameter,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """:func:`negative_binomial_nll` of the mean library_size · softmax(scores), which is never stored.
+
+    That is how scVI's decoder ends: shares of the genes, times the counts of a cell. The softmax, its backward and the
+    likelihood are one kernel. Differentiable in scores, library size, dispersion and x. For a Poisson,
+    ``poisson_nll_with_log_rate(scores.log_softmax(1) + library_size.log(), target)``.
+
+    Args:
+        scores: ``[B, *data]``; the softmax is over all elements of an example. Half precision is converted first.
+        library_size: > 0, in counts: a number, or a tensor of one per example, ``[B]`` or ``[B, 1]``.
+        target: counts x, as ``scores``: see :func:`negative_binomial_nll`.
+        dispersion: inverse dispersion θ, > 0: see :func:`negative_binomial_nll`.
+        reduction: see the module.
+
+    Returns:
+        nats: elementwise, ``[B]`` or a scalar.
+
+    Raises:
+        TypeError: an argument is not of a type named here.
+        ValueError: as :func:`negative_binomial_nll`; or a library size is not positive, or not one per example.
+
+    >>> x = torch.tensor([[0, 1, 2]])
+    >>> negative_binomial_nll_from_scores(torch.zeros(1, 3), 3.0, x, dispersion=torch.ones(3))
+    tensor(4.1589)
+    """
+    return _from_scores(scores, library_size, target, dispersion, reduction)
+
+
+def zero_inflated_negative_binomial_nll_from_scores(
+    scores: Tensor,
+    library_size: Parameter,
+    target: Tensor,
+    *,
+    dispersion: Parameter,
+    zero_logits: Parameter,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """:func:`zero_inflated_negative_binomial_nll` of the mean library_size · softmax(scores).
+
+    Args and errors as :func:`negative_binomial_nll_from_scores`, and ``zero_logits`` besides.
+
+    >>> x, zero_logits = torch.tensor([[0, 1, 2]]), torch.zeros(1, 3)
+    >>> zero_inflated_negative_binomial_nll_from_scores(
+    ...     torch.zeros(1, 3), 3.0, x, dispersion=torch.ones(3), zero_logits=zero_logits
+    ... )
+    tensor(5.1397)
+    """
+    return _from_scores(scores, library_size, target, dispersion, reduction, zero_logits)
 
 
 LINEAR_REDUCTIONS = ("example", "sum", "mean", "batchmean")

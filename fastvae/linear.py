@@ -50,7 +50,7 @@ def composed(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
     """The same in two operations."""
     recon, reduction = F.linear(hidden, weight, bias), term["reduction"]
     options = (term["likelihood"], term["parameter"], reduction, autograd.one_pass(recon, reduction))
-    return autograd.apply(autograd.RECONSTRUCTION, (recon, target, None, None), options)[0]
+    return autograd.apply(autograd.RECONSTRUCTION, (recon, target, None, None, None), options)[0]
 
 
 class _Sums:

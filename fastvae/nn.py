@@ -30,11 +30,13 @@ __all__ = [
     "LaplaceNLLLoss",
     "LinearBCE",
     "MSELoss",
+    "NegativeBinomialNLLFromScoresLoss",
     "NegativeBinomialNLLLoss",
     "PoissonNLLLoss",
     "PoissonNLLWithLogRateLoss",
     "Reparameterize",
     "SampleWithKL",
+    "ZeroInflatedNegativeBinomialNLLFromScoresLoss",
     "ZeroInflatedNegativeBinomialNLLLoss",
 ]
 
@@ -390,6 +392,30 @@ class ZeroInflatedNegativeBinomialNLLLoss(_Op):
     def forward(self, mean: Tensor, zero_logits: Tensor, target: Tensor) -> Tensor:
         """``[B, *data]`` three times → nats."""
         return functional.zero_inflated_negative_binomial_nll(mean, target, zero_logits=zero_logits, **self.options)
+
+
+class NegativeBinomialNLLFromScoresLoss(_Op):
+    """:func:`fastvae.negative_binomial_nll_from_scores`; a ``dispersion`` that is a ``Parameter`` is learned."""
+
+    def __init__(self, *, dispersion: Parameter, reduction: str = "batchmean"):
+        super().__init__(**_given("negative_binomial", dispersion=dispersion), reduction=reduction)
+
+    def forward(self, scores: Tensor, library_size: Parameter, target: Tensor) -> Tensor:
+        """``[B, *data]``, ``[B]``, ``[B, *data]`` → nats."""
+        return functional.negative_binomial_nll_from_scores(scores, library_size, target, **self.options)
+
+
+class ZeroInflatedNegativeBinomialNLLFromScoresLoss(_Op):
+    """:func:`fastvae.zero_inflated_negative_binomial_nll_from_scores`, likewise."""
+
+    def __init__(self, *, dispersion: Parameter, reduction: str = "batchmean"):
+        super().__init__(**_given("negative_binomial", dispersion=dispersion), reduction=reduction)
+
+    def forward(self, scores: Tensor, library_size: Parameter, zero_logits: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]``, ``[B]``, ``[B, *data]`` twice → nats."""
+        return functional.zero_inflated_negative_binomial_nll_from_scores(
+            scores, library_size, target, zero_logits=zero_logits, **self.options
+        )
 
 
 class LinearBCE(nn.Linear):

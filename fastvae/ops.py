@@ -22,7 +22,9 @@ _library = torch.library.Library("fastvae", "DEF")
 
 _LATENT = "Tensor mu, Tensor scale, Tensor? seed, Tensor? prior_mu, Tensor? prior_logvar"
 _LATENT_OPTIONS = "bool log_scale, float low, float high, int samples, float free_bits, str reduction"
-_RECONSTRUCTION = "Tensor recon, Tensor target, Tensor? parameter_tensor=None, Tensor? zero_logits=None"
+_RECONSTRUCTION = (
+    "Tensor recon, Tensor target, Tensor? parameter_tensor=None, Tensor? zero_logits=None, Tensor? library=None"
+)
 _RECONSTRUCTION_OPTIONS = "str likelihood, float parameter, str reduction"
 
 _SCHEMAS = {
@@ -102,13 +104,16 @@ def _reconstruction_backward_fake(
 
 
 def _gradients_like(
-    recon: Tensor, parameter_tensor: Tensor | None = None, zero_logits: Tensor | None = None
+    recon: Tensor,
+    parameter_tensor: Tensor | None = None,
+    zero_logits: Tensor | None = None,
+    library: Tensor | None = None,
 ) -> list[Tensor]:
     if parameter_tensor is None:
         return [_like(recon)]
     dtype = gradient_dtype(parameter_tensor, recon.shape, accumulator(recon.dtype))
     gradients = [_like(recon), parameter_tensor.new_empty(parameter_tensor.shape, dtype=dtype)]
-    return gradients if zero_logits is None else [*gradients, _like(zero_logits)]
+    return gradients + [_like(tensor) for tensor in (zero_logits, library) if tensor is not None]
 
 
 def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient: bool, **options: Any) -> list[Tensor]:

@@ -8,11 +8,13 @@ shapes that ``fastvae/functional.py`` has checked:
     → ``[z] + [kl]``: z is there if ``seed`` is given, kl if ``reduction`` is.
 ``latent_backward(grad_z, grad_kl, mu, scale, seed, prior_mu, prior_logvar, *, …as latent_forward)``
     → ``[grad_mu, grad_scale]``, then ``[grad_prior_mu, grad_prior_logvar]`` if there is a prior.
-``reconstruction_forward(recon, target, parameter_tensor=None, *, likelihood, parameter, reduction, with_gradient)``
-    → ``[nll]``, then if ``with_gradient`` the gradients of ``nll`` in ``recon`` and in the tensor, if there is one, for
-    an upstream gradient of 1.
-``reconstruction_backward(grad_nll, recon, target, parameter_tensor=None, *, likelihood, parameter, reduction)``
-    → ``[grad_recon]``, and ``grad_parameter_tensor`` if there is one, computed afresh.
+``reconstruction_forward(recon, target, parameter_tensor=None, zero_logits=None, library=None, *, likelihood, parameter,
+reduction, with_gradient)``
+    → ``[nll]``, then if ``with_gradient`` the gradients of ``nll`` in ``recon`` and in each tensor there is, for an
+    upstream gradient of 1.
+``reconstruction_backward(grad_nll, recon, target, parameter_tensor=None, zero_logits=None, library=None, *, likelihood,
+parameter, reduction)``
+    → ``[grad_recon]``, and a gradient of each tensor there is, computed afresh.
 ``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, low, high, beta, free_bits)``
     → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``; ``loss`` has nll's dtype.
 ``rescale_(gradient, upstream)``
@@ -26,11 +28,13 @@ Shapes and values
     ``samples``: 0 for z of the shape of ``mu``, S for ``[S, *mu.shape]``; noise is indexed by the element of z.
     ``recon``, ``target``: ``[B, *data]``; ``target`` is uint8 (meaning x/255), float32 or of the dtype of ``recon``.
     ``reduction``: ``"none"``, ``"example"``, ``"sum"``, ``"mean"``, ``"batchmean"``; for the latent pair ``""``: no KL.
-    ``with_gradient`` comes only with the last three, the *total* reductions.
+    ``with_gradient`` comes with the last three, the *total* reductions, and on CPUs with ``"example"``.
     ``likelihood``: a key of ``likelihoods.LIKELIHOODS``; ``parameter`` is its one number (eps, var; else 0).
     ``parameter_tensor`` stands in place of the number where the likelihood is one of ``likelihoods.WITH_TENSOR``: of
     any shape that broadcasts to ``recon``. Its gradient has its shape and ``parameters.gradient_dtype``: float64, or
     the dtype of the arithmetic where nothing is summed. The caller rounds it, after the upstream gradient.
+    Beside it there may be ``zero_logits``, of the shape of ``recon``, and ``library``, ``[B]``: then ``recon`` are
+    scores, float32 or float64, and the mean is library · softmax(scores) over an example.
     Arithmetic is in float64 for float64 inputs, else in float32. Elementwise outputs, z and gradients have the dtype
     of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
     Any layout may come in; ``layout.as_rows`` turns it into rows with a stride. All but ``reference`` get these

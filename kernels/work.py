@@ -108,12 +108,14 @@ class WithTensor(Reconstruction):
     """A term whose parameter is a ``tensor``. To fill are those ``buffers`` that are not None.
 
     ``piece`` rows share a row of ``columns``. A backend may set ``sums`` and ``parameter_sums`` afresh, with several
-    parts a row. ``zero_logits``, and its gradient, are by element; without it the term is not inflated.
+    parts a row. ``zero_logits``, and its gradient, are by element; without it the term is not inflated. With
+    ``library``, one number per row, recon are scores, y is library · softmax(scores) over the row, and ``flow`` is
+    Σ y·∂nll/∂y of each row.
     """
 
     __slots__ = (
-        "columns", "grad_parameter", "grad_zero_logits", "nll", "on_host", "parameter_sums", "piece", "pieces", "sums",
-        "tensor", "zero_logits",
+        "columns", "flow", "grad_parameter", "grad_zero_logits", "library", "nll", "on_host", "parameter_sums",
+        "piece", "pieces", "sums", "tensor", "zero_logits",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +124,7 @@ class WithTensor(Reconstruction):
         target: Tensor,
         parameter_tensor: Tensor,
         zero_logits: Tensor | None,
+        library: Tensor | None,
         likelihood: str,
         reduction: str,
         on_host: bool,
@@ -130,7 +133,7 @@ class WithTensor(Reconstruction):
         self.likelihood, self.on_host, self.tensor = likelihood, on_host, Parameter(parameter_tensor, recon)
         kind = self.tensor.kind
         elements = [self.tensor.value] if kind == "element" else []
-        by_example = kind == "column" or (kind == "row" and self.tensor.stride == 1)
+        by_example = kind == "column" or (kind == "row" and self.tensor.stride == 1) or library is not None
         tensors = [recon, target, *elements, *([] if zero_logits is None else [zero_logits])]
         super().__init__(tensors, reduction, BLOCK if on_host else ALL, upstream, by_example)
         if elements:
@@ -145,12 +148,14 @@ class WithTensor(Reconstruction):
         self.parameter_sums: Tensor | None = None
         self.columns: Tensor | None = None
         self.grad_zero_logits: Tensor | None = None
+        self.library = library
+        self.flow: Tensor | None = None
 
     @property
     def buffers(self) -> tuple[Tensor | None, ...]:
         return (
             self.nll, self.sums, self.grad, self.grad_parameter, self.parameter_sums, self.columns,
-            self.grad_zero_logits,
+            self.grad_zero_logits, self.library, self.flow,
         )  # fmt: skip
 
     @property
@@ -173,6 +178,8 @@ class WithTensor(Reconstruction):
             self.grad_parameter = self.grad.new_empty(self.grad.shape, dtype=ACCUMULATORS[self.grad.dtype])
         if self.zero_logits is not None:
             self.grad_zero_logits = self.grad.new_empty(self.grad.shape, dtype=ACCUMULATORS[self.grad.dtype])
+        if self.library is not None:
+            self.flow = self.row_sums()
 
     def gradients(self) -> list[Tensor]:
         """All, once they are filled."""
@@ -186,7 +193,11 @@ class WithTensor(Reconstruction):
         assert self.grad is not None
         assert parts is not None
         gradients = [self.grad, self.tensor.gradient(parts, self.like.shape)]
-        return gradients if self.grad_zero_logits is None else [*gradients, self.grad_zero_logits]
+        if self.grad_zero_logits is not None:
+            gradients.append(self.grad_zero_logits)
+        if self.library is not None and self.flow is not None:
+            gradients.append((by_row(self.flow) / self.library).to(self.library.dtype))
+        return gradients
 
     def loss(self) -> Tensor:
         """The reduced loss, once ``sums`` are filled."""
@@ -282,6 +293,7 @@ class Primitives:
         target: Tensor,
         parameter_tensor: Tensor | None = None,
         zero_logits: Tensor | None = None,
+        library: Tensor | None = None,
         *,
         likelihood: str,
         parameter: float,
@@ -290,7 +302,8 @@ class Primitives:
     ) -> list[Tensor]:
         if not recon.numel():
             loss = self.loss_like(recon, reduction).fill_(0.0 * reduction_weight(reduction, recon))
-            return [loss, *(self._no_gradients(recon, parameter_tensor, zero_logits) if with_gradient else [])]
+            given = parameter_tensor, zero_logits, library
+            return [loss, *(self._no_gradients(recon, *given) if with_gradient else [])]
         if parameter_tensor is None:
             loss, work = self.loss_like(recon, reduction), Reconstruction([recon, target], reduction, self.block)
             work.likelihood, work.parameter = likelihood, parameter
@@ -298,7 +311,9 @@ class Primitives:
             if self.fill_reconstruction(work, loss):
                 check_domains(likelihood, recon, target)
             return [loss] if work.grad is None else [loss, work.grad]
-        own = WithTensor(recon, target, parameter_tensor, zero_logits, likelihood, reduction, self.on_host)
+        own = WithTensor(
+            recon, target, parameter_tensor, zero_logits, library, likelihood, reduction, self.on_host
+        )  # fmt: skip
         if reduction == "none":
             own.nll = self.empty_like(recon)
         else:
@@ -306,7 +321,7 @@ class Primitives:
         if with_gradient:
             own.want_gradients()
         if self.fill_with_tensor(own):
-            check_domains(likelihood, recon, target)
+            check_domains(likelihood, recon if library is None else recon.new_zeros(()), target)
         return [own.loss() if own.nll is None else own.nll, *(own.gradients() if with_gradient else [])]
 
     def reconstruction_backward(
@@ -316,29 +331,34 @@ class Primitives:
         target: Tensor,
         parameter_tensor: Tensor | None = None,
         zero_logits: Tensor | None = None,
+        library: Tensor | None = None,
         *,
         likelihood: str,
         parameter: float,
         reduction: str,
     ) -> list[Tensor]:
         if not recon.numel():
-            return self._no_gradients(recon, parameter_tensor, zero_logits)
+            return self._no_gradients(recon, parameter_tensor, zero_logits, library)
         if parameter_tensor is None:
             work = Reconstruction([recon, target], reduction, self.block, grad_nll)
             work.likelihood, work.parameter, work.grad = likelihood, parameter, self.empty_like(recon)
             self.fill_reconstruction_gradient(work)
             return [work.grad]
-        own = WithTensor(recon, target, parameter_tensor, zero_logits, likelihood, reduction, self.on_host, grad_nll)
+        own = WithTensor(
+            recon, target, parameter_tensor, zero_logits, library, likelihood, reduction, self.on_host, grad_nll
+        )  # fmt: skip
         own.want_gradients()
         self.fill_with_tensor(own)
         return own.gradients()
 
-    def _no_gradients(self, recon: Tensor, parameter_tensor: Tensor | None, zero_logits: Tensor | None) -> list[Tensor]:
+    def _no_gradients(
+        self, recon: Tensor, parameter_tensor: Tensor | None, zero_logits: Tensor | None, library: Tensor | None
+    ) -> list[Tensor]:
         if parameter_tensor is None:
             return [self.empty_like(recon)]
         dtype = gradient_dtype(parameter_tensor, recon.shape, ACCUMULATORS[recon.dtype])
-        of_zero_logits = [] if zero_logits is None else [self.empty_like(zero_logits)]
-        return [self.empty_like(recon), torch.zeros_like(parameter_tensor, dtype=dtype), *of_zero_logits]
+        others = [torch.zeros_like(tensor) for tensor in (zero_logits, library) if tensor is not None]
+        return [self.empty_like(recon), torch.zeros_like(parameter_tensor, dtype=dtype), *others]
 
     def latent_forward(
         self,

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 RECON, KL, OWN = "test_sizes and bce", "test_sizes and gaussian_kl", "test_each_tensor"
 NOISE = "test_the_contract or test_one_definition"
 INFLATED = "zero_inflat"  # "zero_inflated…" and "test_zero_inflation…"
+SCORES = "scores"
 AVX512 = "csrc/host/avx512.h"
 
 
@@ -116,6 +117,16 @@ BUGS = [
         INFLATED),
     Bug("a count above 0 costs no more where zeros are likely", "numba", "kernels/numba/likelihoods.py",
         "select(below < nll, below, nll), nll + above)", "select(below < nll, below, nll), nll)", INFLATED),
+    Bug("the rest of a row of scores is padded with zeros", "cpp", "csrc/host/reconstruction.cpp",
+        "load_first(scores + j, left, V{}) : lowest", "load_first(scores + j, left, V{}) : V{}", SCORES),
+    Bug("what a softmax passes on is not lessened by its mean", "cpp", "csrc/host/reconstruction.cpp",
+        "less_mean_flow(recon, grad + begin, end, softmax, constant<V>(flow_sum));", "", SCORES),
+    Bug("a sum relative to one score is not made relative to a larger one", "cuda", "csrc/device/with_tensor.cu",
+        "total * static_cast<double>(exp(shift - larger)) +", "total +", SCORES),
+    Bug("the flow of a row is that of its first part", "cuda", "csrc/device/with_tensor.cu",
+        "part < parts; ++part) flow", "part < 1; ++part) flow", SCORES),
+    Bug("the library is not in the mean", "numba", "kernels/numba/reconstruction.py",
+        "factor = load(real, library_ptr, row) * inverse", "factor = inverse", SCORES),
 ]  # fmt: skip
 
 

@@ -139,6 +139,25 @@ def zero_inflated_exactly(mean: Tensor, theta: Tensor, logits: Tensor, x: Tensor
     return torch.where(x == 0, at_zero, nll - F.logsigmoid(-logits))
 
 
+LIBRARY = 400.0  # counts of a cell, where a mean comes from scores
+
+
+def scores_dispersion_and_count(*shape: int) -> list[Tensor]:
+    scores, theta, _ = mean_dispersion_and_count(*shape)
+    scores = scores.log()
+    return [scores, theta, torch.poisson(of_scores(scores))]
+
+
+def zero_inflated_from_scores(*shape: int) -> list[Tensor]:
+    scores, theta, count = scores_dispersion_and_count(*shape)
+    return [scores, theta, torch.randn(*shape, dtype=torch.float64) * 4, count]
+
+
+def of_scores(scores: Tensor) -> Tensor:
+    """The mean: as much of the library as softmax over an example says."""
+    return LIBRARY * scores.flatten(1).softmax(1).view(scores.shape)
+
+
 def clipped_bce(y: Tensor, x: Tensor) -> Tensor:
     return -x * y.clamp(1e-8, 1 - 1e-8).log() - (1 - x) * (1 - y).clamp(1e-8, 1 - 1e-8).log()
 
@@ -273,6 +292,24 @@ OPS: dict[str, Op] = {
         zero_inflated_exactly,
         zero_inflated_inputs,
         zero_inflated,
+        3,
+        counts=True,
+    ),
+    "negative_binomial_nll_from_scores": Op(
+        lambda s, theta, x, **kw: fastvae.negative_binomial_nll_from_scores(s, LIBRARY, x, dispersion=theta, **kw),
+        lambda s, theta, x: negative_binomial_exactly(of_scores(s), theta, x),
+        scores_dispersion_and_count,
+        lambda s, theta, x: negative_binomial(of_scores(s), theta, x),
+        2,
+        counts=True,
+    ),
+    "zero_inflated_negative_binomial_nll_from_scores": Op(
+        lambda s, theta, logits, x, **kw: fastvae.zero_inflated_negative_binomial_nll_from_scores(
+            s, LIBRARY, x, dispersion=theta, zero_logits=logits, **kw
+        ),
+        lambda s, theta, logits, x: zero_inflated_exactly(of_scores(s), theta, logits, x),
+        zero_inflated_from_scores,
+        lambda s, theta, logits, x: zero_inflated(of_scores(s), theta, logits, x),
         3,
         counts=True,
     ),

@@ -425,6 +425,31 @@ def test_scaled_float16_gradients_do_not_vanish(backend: str) -> None:
         torch.testing.assert_close(leaf.grad.double(), want * (scale / batch), rtol=2**-10, atol=0)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("alike", [True, False])
+def test_losses_by_example_take_one_pass(
+    backend: str, alike: bool, learned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scaled alike, or each by its own number: only what is learned for all must be computed again then."""
+    if DEVICE != "cpu":
+        pytest.skip("on a GPU, looking at the numbers would make the host wait")
+    module, again = fastvae.backends.__globals__["load"](backend), []
+    run = module.reconstruction_backward
+    monkeypatch.setattr(module, "reconstruction_backward", lambda *a, **kw: again.append(1) or run(*a, **kw))
+    mean, target = logits_target()
+    leaves = [mean.requires_grad_(), torch.rand(50).add_(0.5).requires_grad_()][: 2 if learned else 1]
+    weights = torch.full((6,), 0.3) if alike else torch.tensor([1.0, 0.0, -2.0, 3.0, 0.5, 0.1])
+    losses = fastvae.gaussian_nll(mean, target, leaves[1] if learned else 1.0, reduction="example")
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    var = exact[1] if learned else torch.ones((), dtype=torch.float64)
+    wanted = (0.5 * ((exact[0] - target.double()) ** 2 / var + var.log())).sum(1) @ weights.double()
+    for _ in range(2):
+        got = torch.autograd.grad(losses, leaves, weights, retain_graph=True)
+        for grad, want in zip(got, torch.autograd.grad(wanted, exact, retain_graph=True), strict=True):
+            torch.testing.assert_close(grad.double(), want, rtol=1e-5, atol=1e-5)
+    assert len(again) == (2 if learned and not alike else 1), "the second time what was kept is gone"
+
+
 @pytest.mark.parametrize("listened_to", [False, True])
 def test_backward_runs_on_the_backend_of_the_forward(
     backend: str, listened_to: bool, monkeypatch: pytest.MonkeyPatch
@@ -432,7 +457,7 @@ def test_backward_runs_on_the_backend_of_the_forward(
     """Also in a thread of autograd's own, which a GPU's backward runs in, and after the block."""
     served: list[str] = []
     logits, target = logits_target()
-    loss = fastvae.bce_with_logits(logits.requires_grad_(), target, reduction="example").sum()
+    loss = fastvae.bce_with_logits(logits.requires_grad_(), target, reduction="none").sum()
     module = fastvae.backends.__globals__["load"](backend)
     run = module.reconstruction_backward
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
@@ -21,7 +22,10 @@ from table import (
     INTERPRETED,
     TARGETS,
     mean_dispersion_and_count,
+    negative_binomial_exactly,
     on,
+    reduce,
+    scores_dispersion_and_count,
     value_and_gradients,
     zero_inflated_exactly,
     zero_inflated_inputs,
@@ -374,3 +378,142 @@ def test_scvi_tools_own_functions(dtype: torch.dtype, rtol: float, atol: float) 
         lambda y: distributions.Poisson(y + 1e-8).log_prob(x.double()) + 1e-8,
         mean,
     )
+
+
+def composed(
+    scores: Tensor, library: Tensor, theta: Tensor, logits: Tensor | None, x: Tensor, reduction: str
+) -> Tensor:
+    """What `…_from_scores` stands for, in plain torch."""
+    mean = library.reshape(-1, *(1,) * (scores.dim() - 1)) * scores.flatten(1).softmax(1).view(scores.shape)
+    if logits is None:
+        return reduce(negative_binomial_exactly(mean, theta.expand(mean.shape), x), reduction)
+    return reduce(zero_inflated_exactly(mean, theta.expand(mean.shape), logits, x), reduction)
+
+
+def from_scores(
+    scores: Tensor, library: Tensor, theta: Tensor, logits: Tensor | None, x: Tensor, reduction: str
+) -> Tensor:
+    options: dict[str, Any] = {"dispersion": theta, "reduction": reduction}
+    if logits is None:
+        return fastvae.negative_binomial_nll_from_scores(scores, library, x, **options)
+    return fastvae.zero_inflated_negative_binomial_nll_from_scores(scores, library, x, zero_logits=logits, **options)
+
+
+def scores_and_all(*shape: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Scores, library, dispersion, logits of zero and counts, in float64."""
+    scores, theta, count = scores_dispersion_and_count(*shape)
+    return scores, torch.rand(shape[0], dtype=torch.float64) * 900 + 100, theta, torch.randn_like(scores), count
+
+
+@pytest.mark.parametrize("inflated", [False, True], ids=["plain", "inflated"])
+@pytest.mark.parametrize("dispersion", ["gene", "cell", "element", "number"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", TARGETS)
+def test_scores_stand_for_a_mean(backend: str, dtype: torch.dtype, dispersion: str, inflated: bool) -> None:
+    """Values and gradients in all four, library too; rows longer and shorter than a vector, and more than a piece."""
+    ulps = 40 if backend == "torch" else 8  # whose log Γ cancel
+    for shape in ((3, 5), (2, 1000), (70, 11), (4, 3, 7)) if not INTERPRETED else ((3, 5), (4, 3, 7)):
+        scores, library, theta, logits, x = (t.to(dtype) for t in scores_and_all(*shape))
+        theta = {"gene": theta[0], "cell": theta.flatten(1)[:, :1].reshape(-1, *(1,) * (len(shape) - 1))}.get(
+            dispersion, theta if dispersion == "element" else theta.flatten()[0]
+        )
+        inputs, exact_x = [scores, library, theta, *([logits] if inflated else [])], x.double()
+        for reduction in ("none", "example", "batchmean"):
+
+            def call(function: Callable[..., Tensor], *a: Tensor, x: Tensor = x, r: str = reduction) -> Tensor:
+                return function(*a[:3], a[3] if inflated else None, x.to(a[0].dtype), r)
+
+            upstream = torch.randn(shape if reduction == "none" else shape[:1] if reduction == "example" else ())
+            with on(backend):
+                got, grads = value_and_gradients(functools.partial(call, from_scores), inputs, len(inputs), upstream)
+            exact = [t.double() for t in inputs]
+            want, want_grads = value_and_gradients(functools.partial(call, composed), exact, len(inputs), upstream)
+            unit = torch.finfo(dtype if reduction == "none" else torch.promote_types(dtype, torch.float32)).eps
+            inexact = 1e-12  # what the formula loses in float64
+            counts = exact_x if reduction == "none" else exact_x.flatten(1).sum(1)
+            size = want.abs().max() + counts.max()  # a mean that is an ulp off moves the loss by x ulps
+            assert (got.double() - want).abs().max() <= (ulps * unit + inexact) * size
+            for grad, want_grad, t in zip(grads, want_grads, inputs, strict=True):
+                assert (grad.shape, grad.dtype) == (t.shape, t.dtype)
+                # what cancels in a sum may be larger than that is
+                bound = (40 * torch.finfo(dtype).eps + inexact) * max(
+                    1.0, want_grad.abs().max().item(), exact_x.max().item()
+                )
+                assert (grad.double() - want_grad).abs().max() <= bound
+
+
+@pytest.mark.parametrize("backend", TARGETS)
+def test_scores_of_any_size(backend: str) -> None:
+    """No exponential overflows, a score of −∞ is a mean of 0, and adding a number to all of a row changes nothing."""
+    x = torch.tensor([[0.0, 3.0, 1.0, 0.0, 7.0]]).repeat(4, 1)
+    scores = torch.tensor([[1e4, -1e4, 0.0, 9999.0, 1e4], [-1e30, -1e30, -1e30, -1e30, -1e30], [3e38, 1, 2, 3, -3e38]])
+    scores = torch.cat([scores, torch.tensor([[0.0, 1.0, -1.0, -math.inf, 2.0]])])
+    with on(backend):
+        call = lambda s: fastvae.negative_binomial_nll_from_scores(s, 11.0, x, dispersion=2.0, reduction="none")  # noqa: E731
+        nll, (grad,) = value_and_gradients(call, [scores], 1)
+        assert nll.isfinite().all()
+        assert grad.isfinite().all()
+        torch.testing.assert_close(grad.sum(1), torch.zeros(4), rtol=0, atol=1e-5)
+        torch.testing.assert_close(nll[3], call(scores + 16.0)[3], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            nll[3, 3], fastvae.negative_binomial_nll(Y[:1, :1] * 0, Y[:1, :1] * 0, dispersion=2.0)
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_by_other_ways(backend: str) -> None:
+    """A library in each of its shapes, the modules, gradients of some, a second backward, vmap and torch.compile."""
+    scores, library, theta, logits, x = (t.float() for t in scores_and_all(6, 30))
+    with on(backend):
+        call = lambda size: fastvae.negative_binomial_nll_from_scores(scores, size, x.int(), dispersion=theta[0])  # noqa: E731
+        want = call(library)
+        assert torch.equal(call(library[:, None]), want)
+        assert torch.equal(call(library.double()), want)
+        assert torch.equal(call(torch.tensor(250.0)), call(250.0))
+        assert torch.equal(call(torch.tensor([[250.0]])), call(250.0))
+        learned = torch.nn.Parameter(theta[0].clone())
+        module = fastvae.nn.NegativeBinomialNLLFromScoresLoss(dispersion=learned)
+        torch.testing.assert_close(module(scores, library, x), want)
+        inflated = fastvae.nn.ZeroInflatedNegativeBinomialNLLFromScoresLoss(dispersion=learned, reduction="example")
+        got = inflated(scores, library, logits, x)
+        torch.testing.assert_close(got, composed(scores, library, theta[0], logits, x, "example"), rtol=1e-5, atol=1e-4)
+        leaves = [scores, library, theta[0].clone(), logits]
+        whole = value_and_gradients(lambda *a: from_scores(*a, x, "batchmean"), leaves, 4)[1]
+        for k, expected in enumerate(whole):
+            own = [t.detach().requires_grad_(j == k) for j, t in enumerate(leaves)]
+            loss = from_scores(*own, x, "batchmean")
+            for _ in range(2):
+                (grad,) = torch.autograd.grad(2 * loss, own[k], retain_graph=True)
+                torch.testing.assert_close(grad, 2 * expected)
+        each = torch.vmap(lambda s, n, x: from_scores(s[None], n[None], theta[0], None, x[None], "sum"))(
+            scores, library, x
+        )
+        torch.testing.assert_close(
+            each, from_scores(scores, library, theta[0], None, x, "example"), rtol=1e-5, atol=1e-4
+        )
+
+
+def test_scores_and_double_backward() -> None:
+    scores, library, theta, logits, x = scores_and_all(2, 4)
+    inputs = [t.requires_grad_() for t in (scores, library, theta[0].clone(), logits)]
+    for reduction in ("none", "batchmean"):
+        call = lambda *a, r=reduction: from_scores(*a, x, r)  # noqa: E731
+        assert torch.autograd.gradcheck(call, inputs)
+        assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize(
+    ("scores", "library", "says"),
+    [
+        (Y, torch.ones(3), r"library_size must be one number for each example, \[2\], got \[3\]"),
+        (Y, torch.ones(2, 3), r"library_size must be one number for each example, \[2\], got \[2, 3\]"),
+        (Y, torch.tensor([4.0, 0.0]), r"library_size must be > 0, got 0"),
+        (Y, -1, r"library_size must be > 0, got -1"),
+        (Y[0], 5.0, r"scores must be \[B, \*data\], which softmax goes over, got \[3\]"),
+        (Y, 5.0, r"target must be counts: 0, 1, 2, …, got 0.5: pass raw counts"),
+    ],
+)
+def test_errors_of_scores(scores: Tensor, library: Any, says: str) -> None:
+    target = torch.full_like(scores, 0.5 if "counts" in says else 1.0)
+    with pytest.raises(ValueError, match=says):
+        fastvae.negative_binomial_nll_from_scores(scores.cpu(), library, target.cpu(), dispersion=1.0)

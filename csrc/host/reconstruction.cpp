@@ -154,7 +154,59 @@ Span<Reconstruction> span_of(const Reconstruction& work) {
     return work.nll != nullptr ? elements<TERM, Y, X, false> : elements<TERM, Y, X, true>;
 }
 
-// Loss and gradients of a term whose parameter is a tensor, in one pass.
+// e^score over Σ e^scores of a row, without overflow: inverse · e^(score − shift).
+template <class V>
+struct Softmax {
+    V shift, inverse;
+
+    template <class Y>
+    static FASTVAE_INLINE Softmax of(const Y* scores, int64_t count) {
+        constexpr int LANES = lanes_of<V>::COUNT;
+        const V lowest = constant<V>(-INFINITY);
+        V greatest = lowest;
+        // each vector of the row, padded to a whole one by -∞
+        const auto for_vectors = [&](int64_t first, int64_t last, auto see) FASTVAE_LAMBDA {
+            int64_t j = first;
+            for (; j + LANES <= last; j += LANES) see(load(scores + j, V{}));
+            if (j < last) {
+                const int left = static_cast<int>(last - j);
+                see(first_lanes<V>(left) ? load_first(scores + j, left, V{}) : lowest);
+            }
+        };
+        for_vectors(0, count, [&](V y) FASTVAE_LAMBDA { greatest = at_least(greatest, y); });
+        auto top = greatest[0];
+        for (int k = 1; k < LANES; ++k) top = greatest[k] > top ? greatest[k] : top;
+        const V shift = broadcast<V>(top);
+        double total = 0;
+        for (int64_t start = 0; start < count; start += FACTORS * LANES) {
+            V part{};
+            for_vectors(start, smaller<int64_t>(start + FACTORS * LANES, count),
+                        [&](V y) FASTVAE_LAMBDA { part += exp(y - shift); });
+            total += sum(part);
+        }
+        return {shift, constant<V>(1 / total)};
+    }
+
+    FASTVAE_INLINE V operator()(V score) const { return exp(score - shift) * inverse; }
+};
+
+// What a softmax passes on: from y·∂nll/∂y, whose sum over the row is `flow`, to ∂nll/∂score.
+template <class Y, class V>
+void less_mean_flow(const Y* scores, Y* grad, int64_t count, const Softmax<V> softmax, V flow) {
+    constexpr int LANES = lanes_of<V>::COUNT;
+    int64_t j = 0;
+    for (; j + LANES <= count; j += LANES) {
+        store(grad + j, load(grad + j, V{}) - softmax(load(scores + j, V{})) * flow);
+    }
+    if (j < count) {
+        const int left = static_cast<int>(count - j);
+        const V score = load_first(scores + j, left, V{});
+        store_first(grad + j, left, load_first(grad + j, left, V{}) - softmax(score) * flow);
+    }
+}
+
+// Loss and gradients of a term whose parameter is a tensor, in one pass over rows; from scores a row is read again while it
+// is in the cache.
 template <class TERM, class Y, class X, bool BY_ROW>
 int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
     using V = vector_t<Y>;
@@ -180,7 +232,14 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
         if (logits != nullptr) logits += row * work.zero_logits_stride;
         Scalar* grad_logits = static_cast<Scalar*>(work.grad_zero_logits);
         const V number = BY_ROW ? broadcast<V>(*parameter) : one;
-        V additive{}, slopes{};
+        const bool from_scores = TERM::TARGET == Domain::COUNT && work.library != nullptr;
+        Softmax<V> softmax{};
+        V library = one;
+        if (from_scores) {
+            library = broadcast<V>(static_cast<const Scalar*>(work.library)[row]);
+            softmax = Softmax<V>::of(recon, end);
+        }
+        V additive{}, slopes{}, flow{};
         // `count` elements from j on, as many as a vector holds if WHOLE
         const auto step = [&](auto whole, int64_t j, int count) FASTVAE_LAMBDA {
             constexpr bool WHOLE = decltype(whole)::value;
@@ -194,7 +253,11 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
                 else store_first(to + j, count, value);
             };
             const auto add = [&](V& total, V value) FASTVAE_LAMBDA { total += WHOLE || there ? value : V{}; };
-            const V y = read(recon), x = read(target);
+            V y = read(recon);
+            const V x = read(target);
+            if constexpr (TERM::TARGET == Domain::COUNT) {
+                if (from_scores) y = library * softmax(y);
+            }
             targets.see(x);
             recons.see(y);
             V p = number;
@@ -214,6 +277,12 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
                 factor *= term.by_nll;
             }
             const V slope = TERM::slope(y, x, p) * factor;
+            if constexpr (TERM::TARGET == Domain::COUNT) {
+                if (from_scores) {
+                    factor *= y;
+                    add(flow, terms.derivative * factor);
+                }
+            }
             write(grad + begin, terms.derivative * factor);
             if constexpr (BY_ROW) {
                 add(slopes, slope);
@@ -223,7 +292,7 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
                 write(grad_parameter + begin, slope);
             }
         };
-        double row_sum = 0, slope_sum = 0;
+        double row_sum = 0, slope_sum = 0, flow_sum = 0;
         for (int64_t start = 0; start < end; start += FACTORS * LANES) {
             const int64_t stop = smaller<int64_t>(start + FACTORS * LANES, end);
             int64_t j = start;
@@ -231,7 +300,12 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
             if (j < stop) step(std::false_type{}, j, static_cast<int>(stop - j));
             row_sum += sum(additive);
             slope_sum += sum(slopes);
-            additive = slopes = V{};
+            flow_sum += sum(flow);
+            additive = slopes = flow = V{};
+        }
+        if (from_scores && grad != nullptr) {
+            work.flow[row] = flow_sum;
+            less_mean_flow(recon, grad + begin, end, softmax, constant<V>(flow_sum));
         }
         if (of.sums != nullptr) of.sums[row] = row_sum;
         if (work.parameter_sums != nullptr) work.parameter_sums[row] = slope_sum;

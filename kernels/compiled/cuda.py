@@ -76,8 +76,11 @@ class CompiledCUDA(Compiled):
 
     on_host = False
 
+    def for_softmax(self, work: WithTensor) -> Tensor | None:
+        return None if work.library is None else work.library.new_empty((2, work.rows), dtype=torch.float64)
+
     def fill_with_tensor(self, work: WithTensor) -> int:
-        wanted = [name for name in ("sums", "parameter_sums") if getattr(work, name) is not None]
+        wanted = [name for name in ("sums", "parameter_sums", "flow") if getattr(work, name) is not None]
         for name in wanted:
             length = max(work.rows, self.native.PARTIALS)
             setattr(work, name, torch.empty(length, dtype=torch.float64, device=work.like.device))

@@ -53,13 +53,19 @@ class Compiled(Primitives):
     def fill_with_tensor(self, work: WithTensor) -> int:
         """On a GPU it returns how many sums it leaves for each row."""
         recon, target = work.tensors[:2]
+        softmax = self.for_softmax(work)
         result: int = self.native.with_tensor(
             CODES[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype], work.rows, work.cols, work.total,
             *work.places[:4], work.tensor.kind == "row", work.piece, work.tensor.value.data_ptr(),
             work.tensor.stride, address(work.zero_logits), work.zero_logits_stride, address(work.upstream),
-            work.upstream_stride, work.by_element, work.weight, *map(address, work.buffers), *self.queue(recon, 0)[0],
+            work.upstream_stride, work.by_element, work.weight, *map(address, work.buffers),
+            address(softmax), *self.queue(recon, 0)[0],
         )  # fmt: skip
         return result
+
+    def for_softmax(self, work: WithTensor) -> Tensor | None:
+        """Where a device keeps two numbers per row of scores."""
+        return None
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         if upstream.dtype not in (torch.float32, torch.float64):

@@ -71,7 +71,8 @@ class Numba(Primitives):
         types = IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype]
         return threads.run(
             reconstruction.with_tensor(
-                *types, work.tensor.kind == "row", work.by_element, work.zero_logits is not None
+                *types, work.tensor.kind == "row", work.by_element, work.zero_logits is not None,
+                work.library is not None,
             ),
             work.pieces, work.piece * work.cols, work.piece, work.rows, work.cols, work.total, *work.places[:4],
             work.tensor.value.data_ptr(), work.tensor.stride, address(work.zero_logits), work.zero_logits_stride,

@@ -15,7 +15,7 @@ from numba import njit
 from . import cache
 from .intrinsics import FLOAT32, FLOAT64, UINT8, constant, everything, load, load_like, store
 from .likelihoods import WATCH_RECON, WATCH_TARGET, element_terms, parameter_slope, terms, zero_inflated
-from .math import log_normal
+from .math import exp, log_normal
 
 # reassoc lets LLVM keep one partial sum (or product) a vector lane
 REDUCE = {"contract", "nsz", "reassoc"}
@@ -165,23 +165,60 @@ def backward_elements(likelihood: int, recon_type: int, target_type: int) -> Cal
 
 
 @functools.cache
+def softmax_of(recon_type: int) -> Callable[..., tuple[float, float]]:
+    """``(shift, inverse)`` of a row of scores, whose softmax is inverse · e^(score − shift)."""
+    sources = cache.STAMP
+
+    @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
+    def stable(recon_ptr, first, count):
+        sources  # noqa: B018
+        zero = constant(0.0, load(recon_type, recon_ptr, 0))
+        shift = load(recon_type, recon_ptr, first)
+        for j in range(count):
+            shift = max(shift, load(recon_type, recon_ptr, first + j))
+        total = 0.0
+        for start in range(0, count, FACTORS):
+            part = zero
+            for j in range(start, min(start + FACTORS, count)):
+                part += exp(load(recon_type, recon_ptr, first + j) - shift)
+            total += part
+        return shift, constant(1.0 / total, zero)
+
+    return stable
+
+
+@functools.cache
 def with_tensor(
-    likelihood: int, recon_type: int, target_type: int, by_row: bool, upstream_by_element: bool, inflated: bool
+    likelihood: int,
+    recon_type: int,
+    target_type: int,
+    by_row: bool,
+    upstream_by_element: bool,
+    inflated: bool,
+    from_scores: bool,
 ) -> Callable[..., int]:
     """Everything of a term whose parameter is a tensor: what is written is what has an address.
 
     One loop for each output, over a row that is in the cache by then: each loop is vectorised. The parameter is one
     number per row if ``by_row``, else one per element. Each piece of ``piece`` rows has a row of ``columns`` to itself.
-    ``inflated`` by logits of zero, one per element.
+    ``inflated`` by logits of zero, one per element. ``from_scores`` recon is library · softmax of what is read.
     """
     sources, real = cache.STAMP, FLOAT64 if recon_type == FLOAT64 else FLOAT32
     watch_recon, watch_target = watches(likelihood, target_type)
+    softmax = softmax_of(recon_type)
+
+    @njit(fastmath=REDUCE, error_model="numpy", nogil=True, forceinline=True)
+    def load_recon(recon_ptr, at, shift, factor):
+        y = load(recon_type, recon_ptr, at)
+        if from_scores:
+            y = exp(y - shift) * factor
+        return y
 
     @njit(fastmath=REDUCE, error_model="numpy", nogil=True)
     def fill(
         first, last, piece, rows, cols, total, recon_ptr, recon_stride, target_ptr, target_stride, parameter_ptr,
         parameter_stride, logits_ptr, logits_stride, upstream_ptr, upstream_stride, weight, nll_ptr, sums_ptr, grad_ptr,
-        grad_parameter_ptr, parameter_sums_ptr, columns_ptr, grad_logits_ptr
+        grad_parameter_ptr, parameter_sums_ptr, columns_ptr, grad_logits_ptr, library_ptr, flow_ptr
     ):  # fmt: skip
         sources  # noqa: B018
         flags = CLEAR
@@ -191,6 +228,10 @@ def with_tensor(
             parameter, upstream, logits = row * parameter_stride, row * upstream_stride, row * logits_stride
             end = min(cols, total - out)
             number, scale = zero, constant(weight, zero)
+            shift, inverse, factor = zero, zero, zero
+            if from_scores:
+                shift, inverse = softmax(recon_ptr, recon, end)
+                factor = load(real, library_ptr, row) * inverse
             if by_row:
                 number = load(real, parameter_ptr, parameter)
             if not upstream_by_element and upstream_ptr:
@@ -198,7 +239,8 @@ def with_tensor(
             if nll_ptr:
                 for j in range(end):
                     p = number if by_row else load(real, parameter_ptr, parameter + j)
-                    y, x = load(recon_type, recon_ptr, recon + j), load_like(target_type, target_ptr, target + j, zero)
+                    y = load_recon(recon_ptr, recon + j, shift, factor)
+                    x = load_like(target_type, target_ptr, target + j, zero)
                     flags = watch_recon(watch_target(flags, x), y)
                     nll = terms(likelihood, y, x, p)[0]
                     if inflated:
@@ -210,10 +252,8 @@ def with_tensor(
                     part = zero
                     for j in range(start, min(start + FACTORS, end)):
                         p = number if by_row else load(real, parameter_ptr, parameter + j)
-                        y, x = (
-                            load(recon_type, recon_ptr, recon + j),
-                            load_like(target_type, target_ptr, target + j, zero),
-                        )
+                        y = load_recon(recon_ptr, recon + j, shift, factor)
+                        x = load_like(target_type, target_ptr, target + j, zero)
                         flags = watch_recon(watch_target(flags, x), y)
                         nll = terms(likelihood, y, x, p)[0]
                         if inflated:
@@ -222,32 +262,42 @@ def with_tensor(
                     row_sum += part
                 store(FLOAT64, sums_ptr, row, row_sum)
             if grad_ptr:
-                slope_sum = 0.0
+                slope_sum, flow_sum = 0.0, 0.0
                 for start in range(0, end, FACTORS):
-                    part = zero
+                    part, flow = zero, zero
                     for j in range(start, min(start + FACTORS, end)):
                         p = number if by_row else load(real, parameter_ptr, parameter + j)
                         c = load(recon_type, upstream_ptr, upstream + j) if upstream_by_element else scale
-                        y, x = (
-                            load(recon_type, recon_ptr, recon + j),
-                            load_like(target_type, target_ptr, target + j, zero),
-                        )
+                        y = load_recon(recon_ptr, recon + j, shift, factor)
+                        x = load_like(target_type, target_ptr, target + j, zero)
                         nll, _, derivative = terms(likelihood, y, x, p)
                         if inflated:
                             _, by_nll, by_logit = zero_inflated(nll, x, load(real, logits_ptr, logits + j))
                             store(real, grad_logits_ptr, out + j, by_logit * c)
                             c *= by_nll
-                        store(recon_type, grad_ptr, out + j, derivative * c)
+                        derivative *= c
+                        if from_scores:
+                            derivative *= y
+                            flow += derivative
+                        store(recon_type, grad_ptr, out + j, derivative)
                         if by_row:
                             part += parameter_slope(likelihood, y, x, p) * c
                     slope_sum += part
+                    flow_sum += flow
                 if by_row:
                     store(FLOAT64, parameter_sums_ptr, row, slope_sum)
+                if from_scores:
+                    store(FLOAT64, flow_ptr, row, flow_sum)
+                    share = constant(flow_sum, zero) * inverse
+                    for j in range(end):  # what a softmax passes on
+                        e = exp(load(recon_type, recon_ptr, recon + j) - shift)
+                        store(recon_type, grad_ptr, out + j, load(recon_type, grad_ptr, out + j) - e * share)
             if grad_parameter_ptr or columns_ptr:
                 for j in range(end):
                     p = load(real, parameter_ptr, parameter + j)
                     c = load(recon_type, upstream_ptr, upstream + j) if upstream_by_element else scale
-                    y, x = load(recon_type, recon_ptr, recon + j), load_like(target_type, target_ptr, target + j, zero)
+                    y = load_recon(recon_ptr, recon + j, shift, factor)
+                    x = load_like(target_type, target_ptr, target + j, zero)
                     slope = parameter_slope(likelihood, y, x, p) * c
                     if inflated:
                         slope *= zero_inflated(terms(likelihood, y, x, p)[0], x, load(real, logits_ptr, logits + j))[1]

@@ -32,7 +32,7 @@ def spread(grad_loss: Tensor, reduction: str, like: Tensor) -> Tensor:
     """The upstream gradient of a reduced loss as the gradient of each element of ``like``, in accumulator precision."""
     grad = grad_loss.to(accumulator(like.dtype))
     if reduction == "example":
-        return grad.reshape(-1, *(1,) * (like.dim() - 1))
+        return spread_rows(grad, like)
     return grad if reduction == "none" else grad * reduction_weight(reduction, like)
 
 
@@ -41,18 +41,34 @@ def number_of(parameter: float, parameter_tensor: Tensor | None, like: Tensor) -
     return parameter if parameter_tensor is None else parameter_tensor.to(accumulator(like.dtype))
 
 
+def softmax(scores: Tensor) -> Tensor:
+    """Over all elements of an example."""
+    return scores.reshape(scores.shape[0], scores.shape[1:].numel()).softmax(1).reshape(scores.shape)
+
+
+def spread_rows(values: Tensor, like: Tensor) -> Tensor:
+    """One number for each example, as it broadcasts to ``like``."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def mean_of(recon: Tensor, library: Tensor | None) -> Tensor:
+    """``recon``; or where those are scores, the mean that they stand for."""
+    return recon if library is None else spread_rows(library, recon) * softmax(recon)
+
+
 def negative_log_likelihood(
     recon: Tensor,
     target: Tensor,
     parameter_tensor: Tensor | None = None,
     zero_logits: Tensor | None = None,
+    library: Tensor | None = None,
     *,
     likelihood: str,
     parameter: float,
     reduction: str,
 ) -> Tensor:
     """The loss alone, differentiable, without looking at the data: what ``vmap`` and double backward go through."""
-    y, x = prepare(recon, target)
+    y, x = prepare(mean_of(recon, library), target)
     nll = LIKELIHOODS[likelihood].nll(y, x, number_of(parameter, parameter_tensor, recon))
     if zero_logits is not None:
         nll = zero_inflated_nll(nll, zero_logits, x)
@@ -68,7 +84,8 @@ def reconstruction_forward(
     reduction: str,
     with_gradient: bool,
 ) -> list[Tensor]:
-    check_domains(likelihood, recon, target)
+    from_scores = len(tensors) > 2 and tensors[2] is not None
+    check_domains(likelihood, recon.new_zeros(()) if from_scores else recon, target)
     options: dict[str, Any] = {"likelihood": likelihood, "parameter": parameter, "reduction": reduction}
     nll = negative_log_likelihood(recon, target, *tensors, **options)
     if not with_gradient:
@@ -82,25 +99,31 @@ def reconstruction_backward(
     target: Tensor,
     parameter_tensor: Tensor | None = None,
     zero_logits: Tensor | None = None,
+    library: Tensor | None = None,
     *,
     likelihood: str,
     parameter: float,
     reduction: str,
 ) -> list[Tensor]:
-    y, x = prepare(recon, target)
+    y, x = prepare(mean_of(recon, library), target)
     upstream, row = spread(grad_nll, reduction, recon), LIKELIHOODS[likelihood]
     number = number_of(parameter, parameter_tensor, recon)
     of_zero_logits = []
     if zero_logits is not None:
         by_nll, by_zero_logits = zero_inflated_derivatives(row.nll(y, x, number), zero_logits, x)
         of_zero_logits, upstream = [upstream * by_zero_logits], upstream * by_nll
-    gradients = [(upstream * row.derivative(y, x, number)).to(recon.dtype)]
+    grad, of_library = upstream * row.derivative(y, x, number), []
+    if library is not None:  # through library · softmax
+        share = softmax(recon)
+        of_library = [(grad * share).flatten(1).sum(1)]
+        grad = spread_rows(library, recon) * share * (grad - spread_rows(of_library[0], recon))
+    gradients = [grad.to(recon.dtype)]
     if parameter_tensor is not None:
         assert row.parameter_derivative is not None
         elements = (upstream * row.parameter_derivative(y, x, number)).double()
         dtype = gradient_dtype(parameter_tensor, recon.shape, y.dtype)
         gradients.append(elements.sum_to_size(parameter_tensor.shape).to(dtype))
-    return gradients + of_zero_logits
+    return gradients + of_zero_logits + of_library
 
 
 def target_gradient(
@@ -109,13 +132,14 @@ def target_gradient(
     target: Tensor,
     parameter_tensor: Tensor | None = None,
     zero_logits: Tensor | None = None,
+    library: Tensor | None = None,
     *,
     likelihood: str,
     parameter: float,
     reduction: str,
 ) -> Tensor:
     """The gradient in the target, which is asked for too rarely to be a kernel."""
-    y, x = prepare(recon, target)
+    y, x = prepare(mean_of(recon, library), target)
     number, row = number_of(parameter, parameter_tensor, recon), LIKELIHOODS[likelihood]
     grad = spread(grad_nll, reduction, recon) * row.target_derivative(y, x, number)
     if zero_logits is not None:

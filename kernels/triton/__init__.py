@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ALL, cols
+from ..parameters import by_row
 from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import elbo, latent, reconstruction, reduce
 from .launch import INTERPRETED, TILE, Launch, plan, run
@@ -95,18 +96,32 @@ class Triton(Primitives):
         recon, tiles = work.like, plan(work.rows, work.cols, work.like.dtype)
         work.sums = None if work.sums is None else _partials(work, tiles)
         work.parameter_sums = None if work.parameter_sums is None else _partials(work, tiles)
-        *buffers, _columns, grad_zero_logits = work.buffers
-        buffers.append(grad_zero_logits)
+        work.flow = None if work.flow is None else _partials(work, tiles)
+        softmax, library = None, work.library
+        if library is not None:
+            softmax = library.new_empty((2, work.rows))
+            args = recon, library, softmax, work.rows, work.cols, work.strides[0]
+            run(reconstruction.softmax_rows, work.rows, recon, *args, BLOCK=TILE)
+        outputs = (
+            work.nll, work.sums, work.grad, work.grad_parameter, work.parameter_sums, work.grad_zero_logits, work.flow,
+        )  # fmt: skip
         run(
             reconstruction.with_tensor, tiles.programs, recon, *work.tensors[:2], work.tensor.value,
-            *(recon if t is None else t for t in (work.zero_logits, work.upstream, *buffers)), work.weight, work.rows,
-            work.cols, *work.strides[:2], work.tensor.stride, work.zero_logits_stride, work.upstream_stride,
+            *(recon if t is None else t for t in (work.zero_logits, softmax, work.upstream, *outputs)), work.weight,
+            work.rows, work.cols, *work.strides[:2], work.tensor.stride, work.zero_logits_stride, work.upstream_stride,
             tiles.steps, tiles.chunks, LIKELIHOOD=work.likelihood, BY_ROW=work.tensor.kind == "row",
-            INFLATED=work.zero_logits is not None, GRADIENT=work.grad is not None,
+            INFLATED=work.zero_logits is not None, SCORES=library is not None, GRADIENT=work.grad is not None,
             LOSS="elements" if work.nll is not None else "sum" if work.sums is not None else "",
             UPSTREAM="" if work.upstream is None else "elements" if work.by_element else "rows",
             ROWS=tiles.rows, BLOCK=tiles.block, num_warps=tiles.warps,
         )  # fmt: skip
+        if softmax is not None and library is not None and work.flow is not None:
+            share = (by_row(work.flow) * softmax[1] / library).to(library.dtype)
+            sizes = work.rows, work.cols, work.strides[0], tiles.steps, tiles.chunks
+            run(
+                reconstruction.less_mean_flow, tiles.programs, recon, recon, softmax, share, work.grad, *sizes,
+                ROWS=tiles.rows, BLOCK=tiles.block, num_warps=tiles.warps,
+            )  # fmt: skip
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         if count := gradient.numel():

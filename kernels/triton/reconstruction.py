@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .approx import rounded
+from .approx import exp_accurate, rounded
 from .likelihoods import element_terms, log_of_factors, parameter_slope, terms, zero_inflated
 
 ONE_255TH_HIGH = tl.constexpr(2.0**-8 + 2.0**-16)
@@ -215,14 +215,62 @@ def backward(
 
 
 @triton.jit
+def softmax_rows(
+    scores_ptr, library_ptr, softmax_ptr, rows: tl.int64, cols: tl.int64, stride: tl.int64, BLOCK: tl.constexpr
+):  # fmt: skip
+    """For each row of scores the shift, and after all of those the factor: y = factor · e^(score − shift).
+
+    The scores are read once: the largest so far, and the sum relative to that.
+    """
+    dtype: tl.constexpr = softmax_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    shift = tl.full((BLOCK,), -1.7976931348623157e308 if dtype == tl.float64 else -3.4028234663852886e38, dtype)
+    sums = tl.zeros((BLOCK,), dtype)
+    for start in range(0, cols, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        score = tl.load(scores_ptr + row * stride + at, at < cols, other=float("-inf")).to(dtype)
+        larger = tl.maximum(shift, score)
+        sums = sums * exp_accurate(shift - larger, False) + exp_accurate(score - larger, False)
+        shift = larger
+    top = tl.max(shift, axis=0)
+    total = tl.sum(sums * exp_accurate(shift - top, False), axis=0)
+    tl.store(softmax_ptr + row, top)
+    tl.store(softmax_ptr + rows + row, tl.load(library_ptr + row) / total)
+
+
+@triton.jit(do_not_specialize=["chunks", "steps"])
+def less_mean_flow(
+    scores_ptr, softmax_ptr, share_ptr, grad_ptr, rows: tl.int64, cols: tl.int64, stride: tl.int64, steps, chunks,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From y·∂nll/∂y to the gradient in the scores: less share · e^(score − shift)."""
+    row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
+    start = (tl.program_id(0) % chunks).to(tl.int64) * steps * BLOCK
+    at = row + tl.arange(0, ROWS)
+    shift = tl.load(softmax_ptr + at, at < rows, other=0)[:, None]
+    share = tl.load(share_ptr + at, at < rows, other=0)[:, None]
+    scores_at, grad_at = offsets(row, stride, ROWS, BLOCK), offsets(row, cols, ROWS, BLOCK)
+    for _ in range(steps):
+        mask = inside(row, start, rows, cols, ROWS, BLOCK)
+        score = tl.load(scores_ptr + start + scores_at, mask, other=0)
+        slope = tl.load(grad_ptr + start + grad_at, mask)
+        tl.store(grad_ptr + start + grad_at, slope - exp_accurate(score - shift, False) * share, mask)
+        start += BLOCK
+
+
+@triton.jit
 def with_tensor_walk(
-    recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr,
+    recon_ptr, target_ptr, parameter_ptr, logits_ptr, softmax_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr,
     grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride, parameter_stride, logits_stride,
     upstream_stride, steps,
-    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, INFLATED: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
-    UPSTREAM: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
+    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, INFLATED: tl.constexpr, SCORES: tl.constexpr, LOSS: tl.constexpr,
+    GRADIENT: tl.constexpr, UPSTREAM: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    dtype: tl.constexpr,
 ):  # fmt: skip
-    """Σ nll and Σ ∂nll/∂parameter of each row over this program's columns; writes what goes by element on the way."""
+    """Σ nll, Σ ∂nll/∂parameter and Σ y·∂nll/∂y of each row over this program's columns.
+
+    Writes what goes by element on the way. With SCORES, what is read for y are scores.
+    """
     recon_at = offsets(row, recon_stride, ROWS, BLOCK)
     target_at = offsets(row, target_stride, ROWS, BLOCK)
     parameter_at = offsets(row, parameter_stride, ROWS, BLOCK)
@@ -235,12 +283,18 @@ def with_tensor_walk(
         c = tl.load(upstream_ptr + at * upstream_stride, at < rows, other=0).to(dtype)[:, None] * weight
     if BY_ROW:
         p = tl.load(parameter_ptr + at * parameter_stride, at < rows, other=1)[:, None]
+    if SCORES:
+        shift = tl.load(softmax_ptr + at, at < rows, other=0)[:, None]
+        y_factor = tl.load(softmax_ptr + rows + at, at < rows, other=0)[:, None]
     sums, slopes = tl.zeros((ROWS, BLOCK), dtype), tl.zeros((ROWS, BLOCK), dtype)
+    flow = tl.zeros((ROWS, BLOCK), dtype)
     for _ in range(steps):
         mask = inside(row, start, rows, cols, ROWS, BLOCK) if MASKED else None
         y = tl.load(recon_ptr + start + recon_at, mask, other=0) if MASKED else tl.load(recon_ptr + start + recon_at)
         x = load_target(target_ptr + start + target_at, mask, dtype, MASKED)
         y = y.to(dtype)
+        if SCORES:
+            y = exp_accurate(y - shift, False) * y_factor
         if BY_ROW:
             number = p
         elif MASKED:
@@ -263,24 +317,28 @@ def with_tensor_walk(
             if INFLATED:
                 tl.store(grad_logits_ptr + start + out_at, by_logit * factor, mask)
                 factor = factor * by_nll
-            tl.store(grad_ptr + start + out_at, rounded(derivative * factor, grad_ptr.dtype.element_ty), mask)
+            derivative = derivative * factor
+            if SCORES:
+                derivative = derivative * y
+                flow += tl.where(mask, derivative, 0.0) if MASKED else derivative
+            tl.store(grad_ptr + start + out_at, rounded(derivative, grad_ptr.dtype.element_ty), mask)
             slope = parameter_slope(y, x, number, LIKELIHOOD) * factor
             if BY_ROW:
                 slopes += tl.where(mask, slope, 0.0) if MASKED else slope
             else:
                 tl.store(grad_parameter_ptr + start + out_at, slope, mask)
         start += BLOCK
-    return tl.sum(sums, axis=1), tl.sum(slopes, axis=1)
+    return tl.sum(sums, axis=1), tl.sum(slopes, axis=1), tl.sum(flow, axis=1)
 
 
 @triton.jit(do_not_specialize=["chunks", "steps"])
 def with_tensor(
-    recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, sums_ptr, grad_ptr, grad_parameter_ptr,
-    parameter_sums_ptr, grad_logits_ptr, weight: tl.float64, rows: tl.int64, cols: tl.int64, recon_stride: tl.int64,
-    target_stride: tl.int64, parameter_stride: tl.int64, logits_stride: tl.int64, upstream_stride: tl.int64, steps,
-    chunks,
-    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, INFLATED: tl.constexpr, LOSS: tl.constexpr, GRADIENT: tl.constexpr,
-    UPSTREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    recon_ptr, target_ptr, parameter_ptr, logits_ptr, softmax_ptr, upstream_ptr, nll_ptr, sums_ptr, grad_ptr,
+    grad_parameter_ptr, parameter_sums_ptr, grad_logits_ptr, flow_ptr, weight: tl.float64, rows: tl.int64,
+    cols: tl.int64, recon_stride: tl.int64, target_stride: tl.int64, parameter_stride: tl.int64,
+    logits_stride: tl.int64, upstream_stride: tl.int64, steps, chunks,
+    LIKELIHOOD: tl.constexpr, BY_ROW: tl.constexpr, INFLATED: tl.constexpr, SCORES: tl.constexpr, LOSS: tl.constexpr,
+    GRADIENT: tl.constexpr, UPSTREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A term whose parameter is a tensor. LOSS: "", "sum" or "elements"; UPSTREAM: "", "rows" or "elements"."""
     dtype: tl.constexpr = tl.float64 if recon_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -289,24 +347,26 @@ def with_tensor(
     chunk = tl.program_id(0) % chunks
     start = chunk.to(tl.int64) * steps * BLOCK
     if whole_or_masked(row, start, rows, cols, steps, ROWS, BLOCK):
-        sums, slopes = with_tensor_walk(
-            recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr,
-            grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride, parameter_stride,
-            logits_stride, upstream_stride, steps,
-            LIKELIHOOD, BY_ROW, INFLATED, LOSS, GRADIENT, UPSTREAM, False, ROWS, BLOCK, dtype,
+        sums, slopes, flow = with_tensor_walk(
+            recon_ptr, target_ptr, parameter_ptr, logits_ptr, softmax_ptr, upstream_ptr, nll_ptr, grad_ptr,
+            grad_parameter_ptr, grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride,
+            parameter_stride, logits_stride, upstream_stride, steps,
+            LIKELIHOOD, BY_ROW, INFLATED, SCORES, LOSS, GRADIENT, UPSTREAM, False, ROWS, BLOCK, dtype,
         )  # fmt: skip
     else:
-        sums, slopes = with_tensor_walk(
-            recon_ptr, target_ptr, parameter_ptr, logits_ptr, upstream_ptr, nll_ptr, grad_ptr, grad_parameter_ptr,
-            grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride, parameter_stride,
-            logits_stride, upstream_stride, steps,
-            LIKELIHOOD, BY_ROW, INFLATED, LOSS, GRADIENT, UPSTREAM, True, ROWS, BLOCK, dtype,
+        sums, slopes, flow = with_tensor_walk(
+            recon_ptr, target_ptr, parameter_ptr, logits_ptr, softmax_ptr, upstream_ptr, nll_ptr, grad_ptr,
+            grad_parameter_ptr, grad_logits_ptr, weight, row, start, rows, cols, recon_stride, target_stride,
+            parameter_stride, logits_stride, upstream_stride, steps,
+            LIKELIHOOD, BY_ROW, INFLATED, SCORES, LOSS, GRADIENT, UPSTREAM, True, ROWS, BLOCK, dtype,
         )  # fmt: skip
     at = row + tl.arange(0, ROWS)
     if LOSS == "sum":
         tl.store(sums_ptr + at * chunks + chunk, sums, at < rows)
     if GRADIENT and BY_ROW:
         tl.store(parameter_sums_ptr + at * chunks + chunk, slopes, at < rows)
+    if GRADIENT and SCORES:
+        tl.store(flow_ptr + at * chunks + chunk, flow, at < rows)
 
 
 @triton.jit(do_not_specialize=["steps"])
