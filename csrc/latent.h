@@ -28,17 +28,19 @@ FASTVAE_MATH V clamped(V logvar, const Bounds<V>& bounds) {
     return at_most(bounds.high, at_least(bounds.low, logvar));
 }
 
-// σ of logvar, or of std itself.
-template <bool LOG_SCALE, class V>
+// σ of logvar, or of std itself. BOUNDED: what exp does at its ends is not needed.
+template <bool LOG_SCALE, bool BOUNDED = false, class V>
 FASTVAE_MATH V std_of(V scale) {
-    if constexpr (LOG_SCALE) return exp(constant<V>(0.5) * scale);
+    if constexpr (LOG_SCALE && BOUNDED) return exp_of_bounded(constant<V>(0.5) * scale);
+    else if constexpr (LOG_SCALE) return exp(constant<V>(0.5) * scale);
     else return scale;
 }
 
 // σ² where σ itself is not wanted.
-template <bool LOG_SCALE, class V>
+template <bool LOG_SCALE, bool BOUNDED = false, class V>
 FASTVAE_MATH V var_of(V scale) {
-    if constexpr (LOG_SCALE) return exp(scale);
+    if constexpr (LOG_SCALE && BOUNDED) return exp_of_bounded(scale);
+    else if constexpr (LOG_SCALE) return exp(scale);
     else return scale * scale;
 }
 

@@ -150,13 +150,14 @@ FASTVAE_MATH float log(float x) { return __logf(x); }
 #else
 
 #ifndef FASTVAE_OWN_EXP
-// e^x for x ≤ 0, e^-87 below -87; within 2 ulp.
-FASTVAE_INLINE Float exp_negative(Float x) {
-    x = at_least(constant<Float>(-87), x);
+// e^x for x from -87 to 88, NaN or not; within 2 ulp.
+FASTVAE_INLINE Float exp_of_bounded(Float x) {
     const Float shifted = x * LOG2_E + MAGIC, n = shifted - MAGIC;
     const Float r = x - n * LN2_HIGH - n * LN2_LOW;
     return exp_mantissa(r) * power_of_two(as_int(shifted) - MAGIC_BITS);
 }
+// e^x for x ≤ 0, e^-87 below -87; within 2 ulp.
+FASTVAE_INLINE Float exp_negative(Float x) { return exp_of_bounded(at_least(constant<Float>(-87), x)); }
 FASTVAE_INLINE Float exp(Float x) { return exp_polynomial(x); }
 #endif
 FASTVAE_INLINE Float log_normal(Float x) { return log_normal_polynomial(x); }

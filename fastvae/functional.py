@@ -191,8 +191,10 @@ def reparameterize(
         for k, each in enumerate(checks.generators(generator, mu)):
             part = (scale[k : k + 1], None) if log_scale else (None, scale[k : k + 1])
             draws.append(_drawn(mu[k : k + 1], part, logvar_clamp, count, draw_seed(mu.device, each, None)))
-        z, noise = (torch.cat(parts, 1 if count else 0) for parts in zip(*draws, strict=True))
-        return (z, noise) if return_noise else z
+        if draws:
+            z, noise = (torch.cat(parts, 1 if count else 0) for parts in zip(*draws, strict=True))
+            return (z, noise) if return_noise else z
+        generator = None  # no examples, and no noise for them
     seeded = draw_seed(mu.device, generator, seed)
     if return_noise:
         return _drawn(mu, given, logvar_clamp, count, seeded)

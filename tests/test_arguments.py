@@ -378,6 +378,9 @@ def test_a_generator_for_each_example() -> None:
     assert torch.equal(module(mu, logvar, generator=generators()), module(mu, logvar, generator=generators()))
     one = torch.Generator().manual_seed(5)
     assert torch.equal(module(mu, logvar, generator=one), module(mu, logvar, generator=one.manual_seed(5)))
+    empty = torch.zeros(0, L)
+    assert fastvae.reparameterize(empty, empty, generator=[]).shape == (0, L)
+    assert fastvae.reparameterize(empty, empty, samples=S, generator=[], return_noise=True)[1].shape == (S, 0, L)
 
 
 # ---- the whole ELBO

@@ -197,15 +197,18 @@ CLAMPED: dict[str, Callable[..., list[Tensor]]] = {
 }
 
 
+@pytest.mark.parametrize("bounds", [(-30.0, 20.0), (-87.0, 88.0), (-100.0, 89.0), (-INF, 20.0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("call", CLAMPED)
-def test_a_clamped_logvar_is_the_one_of_torch(backend: str, call: str, dtype: torch.dtype) -> None:
+def test_a_clamped_logvar_is_the_one_of_torch(
+    backend: str, call: str, dtype: torch.dtype, bounds: tuple[float, float]
+) -> None:
     """Values and gradients: inside the bounds, at them, beyond, at infinity, and NaN.
 
     To the bit, but for sums, which a compiler may order otherwise where there is a clamp.
     """
-    low, high = -30.0, 20.0
-    logvars = [-INF, -1e4, -31, low, -29, -1, 0, 2.5, 19.5, high, 20.5, 1e4, INF]
+    low, high = bounds
+    logvars = [-INF, -1e4, low - 1, low, low + 1, -1, 0, 2.5, high - 0.5, high, high + 0.5, 1e4, INF]
     if call in ("reparameterize", "samples", "gaussian_kl"):  # the others are sums, which it would hide
         logvars.append(NAN)
     mu, logvar = grid([-0.5, 1.0, 1.5], logvars, dtype)

@@ -60,7 +60,7 @@ def jitted() -> Callable[[str], Function]:
     from fastvae.kernels.numba import math as own
 
     def function(name: str) -> Function:
-        scalar = {"exp": own.exp32, "exp_negative": own.exp_negative32, "log": own.log32}.get(name, own.log_normal32)
+        scalar = getattr(own, f"{name}32")
 
         @njit
         def run(x):
@@ -94,6 +94,12 @@ def test_exp_beyond_float32(function: Callable[[str], Function]) -> None:
     np.testing.assert_array_equal(function("exp")(x), [np.inf] * 7 + [0] * 4 + [np.nan])
     x = np.linspace(-104, -87, 10_000).astype(np.float32)
     np.testing.assert_allclose(function("exp")(x), np.exp(x.astype(np.float64)), rtol=3e-7, atol=2.0**-148)
+
+
+def test_exp_of_bounded(function: Callable[[str], Function]) -> None:
+    x = numbers(-87, 88)
+    assert ulps(function("exp_of_bounded")(x), np.exp(x.astype(np.float64))).max() <= 2
+    assert np.isnan(function("exp_of_bounded")(np.array([np.nan], np.float32))).all()
 
 
 def test_exp_negative(function: Callable[[str], Function]) -> None:

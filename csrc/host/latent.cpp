@@ -90,10 +90,15 @@ FASTVAE_INLINE void for_tiles(const Latent& work, int64_t row, F f) {
     }
 }
 
-template <class T, bool LOG_SCALE, bool CLAMP, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
+// The bounds of logvar: none; or some; or such that e^logvar is a normal number, which spares exp its own.
+enum class Clamp { NONE, ANY, NORMAL };
+constexpr double NORMAL_LOW = -87, NORMAL_HIGH = 88;
+
+template <class T, bool LOG_SCALE, Clamp CLAMP, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
 int forward(const Latent& work, int64_t first, int64_t last) {
     using V = vector_t<T>;
     using Scalar = typename lanes_of<V>::scalar;
+    constexpr bool BOUNDED = CLAMP == Clamp::NORMAL;
     alignas(64) float buffer[PADDED + WORDS];
     alignas(64) Scalar std_tile[TILE + WORDS];
     T* const z = static_cast<T*>(work.z);
@@ -108,13 +113,13 @@ int forward(const Latent& work, int64_t first, int64_t last) {
             V tile_sum{};
             walk<T>(tile.count, [&](auto access, int j, int n) FASTVAE_LAMBDA {
                 V scale = access.get(tile.scale + j, n), var;
-                if constexpr (CLAMP) scale = clamped(scale, bounds);
+                if constexpr (CLAMP != Clamp::NONE) scale = clamped(scale, bounds);
                 if constexpr (WITH_Z) {
-                    const V std = std_of<LOG_SCALE>(scale);
+                    const V std = std_of<LOG_SCALE, BOUNDED>(scale);
                     store(std_tile + j, std);
                     var = std * std;
                 } else {
-                    var = var_of<LOG_SCALE>(scale);
+                    var = var_of<LOG_SCALE, BOUNDED>(scale);
                 }
                 if constexpr (WITH_KL) {
                     const V mu = access.get(tile.mu + j, n);
@@ -141,10 +146,11 @@ int forward(const Latent& work, int64_t first, int64_t last) {
 }
 
 // ∂mu = Σ g + c·∂kl/∂mu and ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale, Σ over samples; c is one number a row, or an element.
-template <class T, bool LOG_SCALE, bool CLAMP, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
+template <class T, bool LOG_SCALE, Clamp CLAMP, bool WITH_PRIOR, bool WITH_Z, bool WITH_KL>
 int backward(const Latent& work, int64_t first, int64_t last) {
     using V = vector_t<T>;
     using Scalar = typename lanes_of<V>::scalar;
+    constexpr bool BOUNDED = CLAMP == Clamp::NORMAL;
     alignas(64) float buffer[PADDED + WORDS];
     alignas(64) Scalar g[TILE + WORDS], g_epsilon[TILE + WORDS];
     const V half = constant<V>(0.5), floor = constant<V>(work.free_bits);
@@ -175,8 +181,8 @@ int backward(const Latent& work, int64_t first, int64_t last) {
             walk<T>(tile.count, [&](auto access, int j, int n) FASTVAE_LAMBDA {
                 const int64_t at = tile.flat + j;
                 const V mu = access.get(tile.mu + j, n), given = access.get(tile.scale + j, n);
-                const V scale = CLAMP ? clamped(given, bounds) : given;
-                const V std = std_of<LOG_SCALE>(scale);
+                const V scale = CLAMP == Clamp::NONE ? given : clamped(given, bounds);
+                const V std = std_of<LOG_SCALE, BOUNDED>(scale);
                 V grad_mu{}, grad_scale{};
                 if constexpr (WITH_Z) {
                     grad_mu = load(g + j, V{});
@@ -195,7 +201,7 @@ int backward(const Latent& work, int64_t first, int64_t last) {
                         access.put(static_cast<T*>(work.grad_prior_logvar) + at, n, kl.prior_logvar);
                     }
                 }
-                if constexpr (CLAMP) grad_scale = scale == given ? grad_scale : V{};
+                if constexpr (CLAMP != Clamp::NONE) grad_scale = scale == given ? grad_scale : V{};
                 access.put(static_cast<T*>(work.grad_mu) + at, n, grad_mu);
                 access.put(static_cast<T*>(work.grad_scale) + at, n, grad_scale);
             });
@@ -209,22 +215,31 @@ auto with_bool(bool value, F f) {
     return value ? f(std::true_type{}) : f(std::false_type{});
 }
 
+template <Clamp CLAMP>
+using Clamped = std::integral_constant<Clamp, CLAMP>;
+
+template <class F>
+Span<Latent> with_clamp(const Latent& work, F f) {
+    if (!work.clamp) return f(Clamped<Clamp::NONE>{});
+    const bool normal = work.low >= NORMAL_LOW && work.high <= NORMAL_HIGH;
+    return normal ? f(Clamped<Clamp::NORMAL>{}) : f(Clamped<Clamp::ANY>{});
+}
+
 // Calls f(T{}, LOG_SCALE, CLAMP, WITH_PRIOR, WITH_Z, WITH_KL) for the kernel of this work; a prior without KL is not one.
 template <class F>
 Span<Latent> with_kernel(const Latent& work, bool with_z, bool with_kl, F f) {
     return with_dtype(work.type, [&](auto element) -> Span<Latent> {
-        return with_bool(work.log_scale, [&](auto log_scale) -> Span<Latent> {
-            using T = decltype(element);
-            return with_bool(work.clamp, [&](auto bounded) -> Span<Latent> {
-                constexpr std::bool_constant<log_scale() && bounded()> clamp{};  // std has no bounds
-                if (!with_kl) return f(T{}, log_scale, clamp, std::false_type{}, std::true_type{}, std::false_type{});
-                return with_bool(work.prior_mu != nullptr, [&](auto with_prior) -> Span<Latent> {
-                    return with_bool(with_z, [&](auto z) -> Span<Latent> {
-                        return f(T{}, log_scale, clamp, with_prior, z, std::true_type{});
-                    });
+        using T = decltype(element);
+        const auto with = [&](auto log_scale, auto clamp) -> Span<Latent> {
+            if (!with_kl) return f(T{}, log_scale, clamp, std::false_type{}, std::true_type{}, std::false_type{});
+            return with_bool(work.prior_mu != nullptr, [&](auto with_prior) -> Span<Latent> {
+                return with_bool(with_z, [&](auto z) -> Span<Latent> {
+                    return f(T{}, log_scale, clamp, with_prior, z, std::true_type{});
                 });
             });
-        });
+        };
+        if (!work.log_scale) return with(std::false_type{}, Clamped<Clamp::NONE>{});  // std has no bounds
+        return with_clamp(work, [&](auto clamp) -> Span<Latent> { return with(std::true_type{}, clamp); });
     });
 }
 

@@ -20,6 +20,7 @@ void each(const float* numbers, float* results, int64_t count, F function) {
 bool evaluate(const std::string& name, const float* numbers, float* results, int64_t count) {
     const auto run = [&](auto function) { each(numbers, results, count, function); };
     if (name == "exp") run([](Float x) FASTVAE_LAMBDA { return exp(x); });
+    else if (name == "exp_of_bounded") run([](Float x) FASTVAE_LAMBDA { return exp_of_bounded(x); });
     else if (name == "exp_negative") run([](Float x) FASTVAE_LAMBDA { return exp_negative(x); });
     else if (name == "log") run([](Float x) FASTVAE_LAMBDA { return log(x); });
     else if (name == "log_normal") run([](Float x) FASTVAE_LAMBDA { return log_normal(x); });

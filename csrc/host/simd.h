@@ -85,6 +85,7 @@ FASTVAE_INLINE Double exp(Double x) {
     for (int k = 0; k < lanes_of<Double>::COUNT; ++k) x[k] = std::exp(x[k]);
     return x;
 }
+FASTVAE_INLINE Double exp_of_bounded(Double x) { return exp(x); }
 FASTVAE_INLINE Double exp_negative(Double x) { return exp(x); }
 FASTVAE_INLINE Double log(Double x) {
     for (int k = 0; k < lanes_of<Double>::COUNT; ++k) x[k] = std::log(x[k]);

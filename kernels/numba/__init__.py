@@ -89,9 +89,10 @@ class Numba(Primitives):
 
     def _latent(self, work: Latent, z: Tensor | None, kl: Tensor | None) -> None:
         """``kl`` is elementwise, or takes a sum a row."""
+        kind = latent.kind(work.log_scale, work.low, work.high)
         switches = work.clamp, work.prior, z is not None, kl is not None, work.reduction == "none"
         threads.run(
-            latent.forward(TYPES[work.tensors[0].dtype], int(work.log_scale), *switches), work.rows,
+            latent.forward(TYPES[work.tensors[0].dtype], kind, *switches), work.rows,
             work.cols * (1 if z is None else 4 * work.samples), work.cols, work.total, *work.places,
             0 if work.seed is None else work.seed.item(), work.samples, address(z), address(kl), work.free_bits,
             work.low, work.high,
@@ -105,9 +106,10 @@ class Numba(Primitives):
         _finish(sums, work, kl)
 
     def fill_latent_gradients(self, work: Latent, grad_z: Tensor | None, gradients: list[Tensor]) -> None:
+        kind = latent.kind(work.log_scale, work.low, work.high)
         switches = work.clamp, work.prior, grad_z is not None, work.upstream is not None, work.by_element
         threads.run(
-            latent.backward(TYPES[gradients[0].dtype], int(work.log_scale), *switches), work.rows,
+            latent.backward(TYPES[gradients[0].dtype], kind, *switches), work.rows,
             work.cols * (1 if grad_z is None else 4 * work.samples), work.cols, work.total, address(grad_z),
             address(work.upstream), work.upstream_stride, work.weight, *work.places,
             0 if work.seed is None else work.seed.item(), work.samples, work.free_bits,

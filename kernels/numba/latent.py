@@ -16,9 +16,18 @@ from numba import njit
 from ..reference.latent import STD_EPS
 from . import cache
 from .intrinsics import FLOAT32, FLOAT64, constant, inlined, load, store
-from .math import exact, exp, log
+from .math import exact, exp, exp_of_bounded, log
 from .philox import PADDED, TILE, fill
 from .reconstruction import REDUCE
+
+#: what a scale is: σ; log σ²; or that, clamped so that σ² is a normal number, which spares exp its own bounds
+STD, LOGVAR, BOUNDED_LOGVAR = range(3)
+NORMAL = (-87.0, 88.0)
+
+
+def kind(log_scale: bool, low: float, high: float) -> int:
+    """Which of them."""
+    return STD if not log_scale else BOUNDED_LOGVAR if low >= NORMAL[0] and high <= NORMAL[1] else LOGVAR
 
 
 @exact
@@ -26,6 +35,13 @@ def _kl_logvar(mu, logvar, prior_mu, prior_logvar, inverse_prior_var):
     half, one = constant(0.5, mu), constant(1.0, mu)
     d = mu - prior_mu
     return half * ((d * d + exp(logvar)) * inverse_prior_var - one + (prior_logvar - logvar))
+
+
+@exact
+def _kl_bounded(mu, logvar, prior_mu, prior_logvar, inverse_prior_var):
+    half, one = constant(0.5, mu), constant(1.0, mu)
+    d = mu - prior_mu
+    return half * ((d * d + exp_of_bounded(logvar)) * inverse_prior_var - one + (prior_logvar - logvar))
 
 
 @exact
@@ -38,6 +54,11 @@ def _kl_std(mu, std, prior_mu, prior_logvar, inverse_prior_var):
 @exact
 def _std_of_logvar(logvar):
     return exp(constant(0.5, logvar) * logvar)
+
+
+@exact
+def _std_of_bounded(logvar):
+    return exp_of_bounded(constant(0.5, logvar) * logvar)
 
 
 @exact
@@ -92,7 +113,7 @@ def slope_of(log_scale, std, precision):
 
 @inlined(kl_element)
 def _kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var):
-    kl = _kl_logvar if log_scale.literal_value else _kl_std
+    kl = (_kl_std, _kl_logvar, _kl_bounded)[log_scale.literal_value]
     return lambda log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var: kl(
         mu, scale, prior_mu, prior_logvar, inverse_prior_var
     )
@@ -100,7 +121,7 @@ def _kl_element(log_scale, mu, scale, prior_mu, prior_logvar, inverse_prior_var)
 
 @inlined(std_of)
 def _std_of(log_scale, scale):
-    std = _std_of_logvar if log_scale.literal_value else _std_of_std
+    std = (_std_of_std, _std_of_logvar, _std_of_bounded)[log_scale.literal_value]
     return lambda log_scale, scale: std(scale)
 
 

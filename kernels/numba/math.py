@@ -72,7 +72,12 @@ def exp32(x):
 @exact
 def exp_negative32(x):
     """e^x for x ≤ 0, e^-87 below -87; within 2 ulp."""
-    x = select(x < EXP_NEGATIVE_LOW, EXP_NEGATIVE_LOW, x)
+    return exp_of_bounded32(select(x < EXP_NEGATIVE_LOW, EXP_NEGATIVE_LOW, x))
+
+
+@exact
+def exp_of_bounded32(x):
+    """e^x for x from -87 to 88; within 2 ulp."""
     shifted = x * LOG2_E + MAGIC
     n = shifted - MAGIC
     r = x - n * LN2_HIGH - n * LN2_LOW
@@ -124,6 +129,11 @@ def exp(x):
 
 def exp_negative(x):
     """e^x for x ≤ 0."""
+    return math.exp(x)
+
+
+def exp_of_bounded(x):
+    """e^x for x from -87 to 88."""
     return math.exp(x)
 
 
@@ -202,5 +212,6 @@ _by_type(stirling, stirling32, _stirling64)
 _by_type(stirling_slope, stirling_slope32, _stirling_slope64)
 _by_type(exp, exp32, _exp64)
 _by_type(exp_negative, exp_negative32, _exp64)
+_by_type(exp_of_bounded, exp_of_bounded32, _exp64)
 _by_type(log_normal, log_normal32, _log64)
 _by_type(log, log32, _log64)
