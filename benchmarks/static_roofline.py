@@ -25,7 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..kernels import triton as backend
-from ..kernels.likelihoods import DEFAULT_NUMBERS, LIKELIHOODS, OF_COUNTS
+from ..kernels.layout import accumulator
+from ..kernels.likelihoods import DEFAULT_NUMBERS, LIKELIHOODS, OF_COUNTS, WITH_TENSOR
 from ..kernels.triton import approx, launch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -195,6 +196,8 @@ ROWS, COLS, LATENT = 1 << 16, 784, 64
 
 #: name, bytes an element, and the call of the backend that launches the kernel
 Work = tuple[str, int, Callable[[], object]]
+#: which of the launches a call makes is the kernel; of others the first
+WHICH = {"from scores one pass": 1, "what a softmax passes on": 2}
 
 
 def works(dtype: torch.dtype) -> Iterator[Work]:
@@ -206,6 +209,7 @@ def works(dtype: torch.dtype) -> Iterator[Work]:
     options: dict[str, Any] = {**BOUNDS, "free_bits": 0.0, "with_gradient": True, "reduction": "batchmean"}
     yield "ELBO one pass", 3 * size, partial(elbo, recon, recon, mu, mu, **options)
     yield "rescale", 2 * size, partial(backend.rescale_, recon, _meta())
+    yield from _works_with_tensor(dtype)
     yield from _latent_works(dtype)
 
 
@@ -222,6 +226,23 @@ def _reconstruction_works(likelihood: str, dtype: torch.dtype) -> Iterator[Work]
     for reduction, grad, moved in (("example", _meta(ROWS), 3), ("none", recon, 4)):
         backward = partial(backend.reconstruction_backward, grad, recon, recon, reduction=reduction, **options)
         yield f"{likelihood} backward {reduction}", moved * size, backward
+
+
+def _works_with_tensor(dtype: torch.dtype) -> Iterator[Work]:
+    """By column a parameter stays in the cache; its gradient leaves by element. Scores are float32 or float64."""
+    size, recon, real = dtype.itemsize, _meta(ROWS, COLS, dtype=dtype), accumulator(dtype)
+    column, whole, library = _meta(COLS, dtype=real), _meta(ROWS, COLS, dtype=real), _meta(ROWS, dtype=real)
+    options: dict[str, Any] = {"parameter": 0.0, "reduction": "batchmean", "with_gradient": True}
+    for likelihood in sorted(WITH_TENSOR):
+        one_pass = partial(backend.reconstruction_forward, recon, recon, column, likelihood=likelihood, **options)
+        yield f"{likelihood} by column one pass", 3 * size + real.itemsize, one_pass
+    counts = partial(backend.reconstruction_forward, recon, recon, column, likelihood="negative_binomial", **options)
+    yield "inflated one pass", 3 * size + 3 * real.itemsize, partial(counts, whole)
+    if dtype == real:
+        from_scores = partial(counts, None, library)
+        yield "softmax of scores", size, from_scores
+        yield "from scores one pass", 4 * size, from_scores
+        yield "what a softmax passes on", 3 * size, from_scores
 
 
 def _latent_works(dtype: torch.dtype) -> Iterator[Work]:
@@ -265,7 +286,7 @@ def reports(dtype: str, arch: int, chosen: Callable[[str], bool]) -> Iterator[Re
     """A report for each kernel of a chosen name."""
     for name, moved, call in works(getattr(torch, dtype)):
         if chosen(name):
-            yield report(name, dtype, moved, record(call)[0], arch)
+            yield report(name, dtype, moved, record(call)[WHICH.get(name, 0)], arch)
 
 
 def nvidia(dtypes: list[str], arch: int, only: str) -> Iterator[str]:
@@ -291,7 +312,7 @@ def amd(dtypes: list[str], arch: str, only: str) -> Iterator[str]:
     for dtype in dtypes:
         for name, _, call in works(getattr(torch, dtype)):
             if only in name:
-                assembly = compile_for(record(call)[0], arch).asm["amdgcn"]
+                assembly = compile_for(record(call)[WHICH.get(name, 0)], arch).asm["amdgcn"]
                 keys = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
                 usage = " | ".join(_number(rf"\.{key}:\s+", assembly) for key in keys)
                 accesses = " ".join(sorted(set(re.findall(r"global_(?:load|store)_\w+", assembly))))

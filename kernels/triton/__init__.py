@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ALL, cols
+from ..likelihoods import OF_COUNTS
 from ..parameters import by_row
 from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import elbo, latent, reconstruction, reduce
@@ -93,7 +94,10 @@ class Triton(Primitives):
         )  # fmt: skip
 
     def fill_with_tensor(self, work: WithTensor) -> None:
-        recon, tiles = work.like, plan(work.rows, work.cols, work.like.dtype)
+        recon, counts = work.like, work.likelihood in OF_COUNTS
+        # counts take 160 registers and more with half the elements a thread, and with all of them would spill
+        tiles = plan(work.rows, work.cols, ACCUMULATORS[recon.dtype] if counts else recon.dtype)
+        warps = tiles.warps * (2 if counts else 1)
         work.sums = None if work.sums is None else _partials(work, tiles)
         work.parameter_sums = None if work.parameter_sums is None else _partials(work, tiles)
         work.flow = None if work.flow is None else _partials(work, tiles)
@@ -113,7 +117,7 @@ class Triton(Primitives):
             INFLATED=work.zero_logits is not None, SCORES=library is not None, GRADIENT=work.grad is not None,
             LOSS="elements" if work.nll is not None else "sum" if work.sums is not None else "",
             UPSTREAM="" if work.upstream is None else "elements" if work.by_element else "rows",
-            ROWS=tiles.rows, BLOCK=tiles.block, num_warps=tiles.warps,
+            ROWS=tiles.rows, BLOCK=tiles.block, num_warps=warps,
         )  # fmt: skip
         if softmax is not None and library is not None and work.flow is not None:
             share = (by_row(work.flow) * softmax[1] / library).to(library.dtype)

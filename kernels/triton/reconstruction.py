@@ -224,18 +224,16 @@ def softmax_rows(
     """
     dtype: tl.constexpr = softmax_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
-    shift = tl.full((BLOCK,), -1.7976931348623157e308 if dtype == tl.float64 else -3.4028234663852886e38, dtype)
+    shift = tl.full((), -1.7976931348623157e308 if dtype == tl.float64 else -3.4028234663852886e38, dtype)
     sums = tl.zeros((BLOCK,), dtype)
     for start in range(0, cols, BLOCK):
         at = start + tl.arange(0, BLOCK)
         score = tl.load(scores_ptr + row * stride + at, at < cols, other=float("-inf")).to(dtype)
-        larger = tl.maximum(shift, score)
+        larger = tl.maximum(shift, tl.max(score, axis=0))
         sums = sums * exp_accurate(shift - larger, False) + exp_accurate(score - larger, False)
         shift = larger
-    top = tl.max(shift, axis=0)
-    total = tl.sum(sums * exp_accurate(shift - top, False), axis=0)
-    tl.store(softmax_ptr + row, top)
-    tl.store(softmax_ptr + rows + row, tl.load(library_ptr + row) / total)
+    tl.store(softmax_ptr + row, shift)
+    tl.store(softmax_ptr + rows + row, tl.load(library_ptr + row) / tl.sum(sums, axis=0))
 
 
 @triton.jit(do_not_specialize=["chunks", "steps"])
