@@ -190,7 +190,7 @@ def test_kernels_move_16_bytes_at_a_time() -> None:
     assert len(streaming) > 100
     for name, body in streaming.items():
         assert "LDG.E.128" in body, name
-        assert "STG.E.128" in body, name
+        assert "STG.E.128" in body or "softmax_kernel" in name, name  # which writes two numbers a row
         assert not re.search(r"\b(LDL|STL)\b", body), name
 
 
