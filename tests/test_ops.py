@@ -58,7 +58,8 @@ def check(op: Op, inputs: list[Tensor], dtype: torch.dtype, reduction: str) -> N
         assert error(grad, want_grad) <= 2 * error(eager_grad, want_grad) + slack, f"gradient of input {k}"
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+# in the interpreter one total stands for the three, which differ by their weight
+@pytest.mark.parametrize("reduction", ("none", "example", "batchmean") if INTERPRETED else REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("backend", TARGETS)
@@ -67,7 +68,7 @@ def test_dtypes_and_reductions(backend: str, op: str, dtype: torch.dtype, reduct
         check(OPS[op], OPS[op].inputs(7, 301), dtype, reduction)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0, 8.0, 15.0])
+@pytest.mark.parametrize("scale", [3.0, 15.0] if INTERPRETED else [1.0, 3.0, 8.0, 15.0])
 @pytest.mark.parametrize("backend", TARGETS)
 def test_long_sums_are_no_worse_than_torchs(backend: str, scale: float) -> None:
     """From mixed to all but certain pixels: what an element loses, or all lose alike, an image loses 784 times."""
@@ -128,7 +129,10 @@ def test_factors_of_a_sum_do_not_overflow(backend: str) -> None:
         assert fastvae.bce_with_logits(zeros, zeros, reduction="mean").item() == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("shape", [(1,), (5,), (3, 1), (1, 5000), (4097, 3), (2, 40_000), (33, 4096)], ids=str)
+SIZES = [(1,), (5,), (3, 1), (1, 5000), (4097, 3), (2, 40_000), (33, 4096)]
+
+
+@pytest.mark.parametrize("shape", SIZES[: 6 if INTERPRETED else 7], ids=str)
 @pytest.mark.parametrize("op", ["bce_with_logits", "gaussian_kl"])
 @pytest.mark.parametrize("backend", TARGETS)
 def test_sizes_around_the_blocks(backend: str, op: str, shape: tuple[int, ...]) -> None:
