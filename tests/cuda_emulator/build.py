@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,7 +70,7 @@ def build(csrc: Path = ROOT / "csrc", sanitize: bool = False) -> Path:
         key.update(repr(extra).encode() + source.read_bytes())
         made = folder / f"{name}-{key.hexdigest()[:16]}.o"
         if not made.exists():
-            unfinished = made.with_suffix(f".{os.getpid()}")
+            unfinished = made.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
             subprocess.run([compiler, *flags, *extra, "-c", str(source), "-o", str(unfinished)], check=True)
             unfinished.rename(made)
         return made
@@ -79,7 +80,7 @@ def build(csrc: Path = ROOT / "csrc", sanitize: bool = False) -> Path:
     key = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
     library = folder / f"_C-{key}.so"
     if not library.exists():
-        unfinished = library.with_suffix(f".{os.getpid()}")
+        unfinished = library.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         subprocess.run(
             [compiler, *flags, "-shared", "-pthread", *map(str, objects), "-ldl", "-o", str(unfinished)], check=True
         )
