@@ -293,14 +293,14 @@ def library_size(value: object, scores: Tensor) -> Tensor:
     if scores.dim() < 2:
         raise ValueError(f"scores must be [B, *data], which softmax goes over, got {_shape(scores)}")
     batch = len(scores)
-    if isinstance(value, Tensor) and value.shape == (batch,):
-        value = value.reshape(batch, *(1,) * (scores.dim() - 1))
-    if isinstance(value, Tensor) and value.numel() not in (1, batch):
-        raise ValueError(f"library_size must be one number for each example, [{batch}], got {_shape(value)}")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        if value.shape[:1] != (batch,) or value.numel() != batch:
+            raise ValueError(f"library_size must be one number for each example, [{batch}], got {_shape(value)}")
+        value = value.reshape(batch, *(1,) * (scores.dim() - 1))  # by example, whatever dimensions of 1 it came with
     number, sizes = parameter("library_size", value, 0.0, LARGEST, scores)
     if sizes is None:
         return scores.new_full((batch,), number)
-    return sizes.to(scores.dtype).expand(batch, *(1,) * (scores.dim() - 1)).reshape(batch).contiguous()
+    return sizes.to(scores.dtype).reshape(-1).expand(batch).contiguous()
 
 
 def beta(value: object, name: str = "beta") -> float | Tensor:

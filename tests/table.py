@@ -153,9 +153,10 @@ def zero_inflated_from_scores(*shape: int) -> list[Tensor]:
     return [scores, theta, torch.randn(*shape, dtype=torch.float64) * 4, count]
 
 
-def of_scores(scores: Tensor) -> Tensor:
-    """The mean: as much of the library as softmax over an example says."""
-    return LIBRARY * scores.flatten(1).softmax(1).view(scores.shape)
+def of_scores(scores: Tensor, library: float | Tensor = LIBRARY) -> Tensor:
+    """The mean: as much of the library, one for all or ``[B]``, as softmax over an example says."""
+    size = library if isinstance(library, float) else library[:, None]
+    return (size * scores.flatten(1).softmax(1)).view(scores.shape)
 
 
 def clipped_bce(y: Tensor, x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from table import (
     TARGETS,
     mean_dispersion_and_count,
     negative_binomial_exactly,
+    of_scores,
     on,
     reduce,
     scores_dispersion_and_count,
@@ -385,7 +386,7 @@ def composed(
     scores: Tensor, library: Tensor, theta: Tensor, logits: Tensor | None, x: Tensor, reduction: str
 ) -> Tensor:
     """What `…_from_scores` stands for, in plain torch."""
-    mean = library.reshape(-1, *(1,) * (scores.dim() - 1)) * scores.flatten(1).softmax(1).view(scores.shape)
+    mean = of_scores(scores, library)
     if logits is None:
         return reduce(negative_binomial_exactly(mean, theta.expand(mean.shape), x), reduction)
     return reduce(zero_inflated_exactly(mean, theta.expand(mean.shape), logits, x), reduction)
@@ -463,7 +464,7 @@ def test_scores_of_any_size(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scores_by_other_ways(backend: str) -> None:
-    """A library in each of its shapes, the modules, gradients of some, a second backward, vmap and torch.compile."""
+    """A library in each of its shapes, the modules, gradients of some, a second backward, both vmaps, torch.compile."""
     scores, library, theta, logits, x = (t.float() for t in scores_and_all(6, 30))
     with on(backend):
         call = lambda size: fastvae.negative_binomial_nll_from_scores(scores, size, x.int(), dispersion=theta[0])  # noqa: E731
@@ -492,6 +493,23 @@ def test_scores_by_other_ways(backend: str) -> None:
         torch.testing.assert_close(
             each, from_scores(scores, library, theta[0], None, x, "example"), rtol=1e-5, atol=1e-4
         )
+        losses = lambda *a: from_scores(*a, x, "example")  # noqa: E731
+        rows = torch.autograd.functional.jacobian(losses, tuple(leaves), vectorize=True)
+        for row, expected in zip(rows, whole, strict=True):
+            torch.testing.assert_close(row.sum(0) / 6, expected, rtol=1e-4, atol=1e-5)
+        learning = [t.clone().requires_grad_() for t in leaves]
+        compiled = torch.compile(losses, fullgraph=True)
+        grads = torch.autograd.grad(compiled(*learning).mean(), learning)
+        for grad, expected in zip(grads, whole, strict=True):
+            torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*learning), losses(*leaves))
+    deep = torch.rand(6, 6, 5)  # whose second dimension is as long as the batch
+    counts = torch.ones_like(deep)
+    sizes = torch.arange(1.0, 7.0)
+    call = lambda size: fastvae.negative_binomial_nll_from_scores(deep, size, counts, dispersion=1.0)  # noqa: E731
+    for shape in ((6, 1), (6, 1, 1)):
+        assert torch.equal(call(sizes.view(shape)), call(sizes))
 
 
 def test_scores_and_double_backward() -> None:
@@ -508,6 +526,7 @@ def test_scores_and_double_backward() -> None:
     [
         (Y, torch.ones(3), r"library_size must be one number for each example, \[2\], got \[3\]"),
         (Y, torch.ones(2, 3), r"library_size must be one number for each example, \[2\], got \[2, 3\]"),
+        (torch.ones(3, 3), torch.ones(1, 3), r"library_size must be one number for each example, \[3\], got \[1, 3\]"),
         (Y, torch.tensor([4.0, 0.0]), r"library_size must be > 0, got 0"),
         (Y, -1, r"library_size must be > 0, got -1"),
         (Y[0], 5.0, r"scores must be \[B, \*data\], which softmax goes over, got \[3\]"),

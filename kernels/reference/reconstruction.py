@@ -19,10 +19,15 @@ def prepare(recon: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return recon.to(dtype), target.to(dtype) / (1 if target.is_floating_point() else 255)
 
 
+def by_example(elements: Tensor) -> Tensor:
+    """A row for each example; not by ``flatten``, which the older vmap lacks, nor by −1, which needs an element."""
+    return elements.reshape(elements.shape[0], elements.shape[1:].numel())
+
+
 def reduce(elements: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
     """Elementwise terms in accumulator precision to a loss of the ``reduction`` over inputs of ``dtype``."""
     if reduction == "example":
-        elements = elements.reshape(elements.shape[0], elements.shape[1:].numel()).sum(dim=1)
+        elements = by_example(elements).sum(dim=1)
     elif reduction != "none":
         elements = elements.sum() * reduction_weight(reduction, elements)
     return elements.to(loss_dtype(reduction, dtype))
@@ -43,7 +48,7 @@ def number_of(parameter: float, parameter_tensor: Tensor | None, like: Tensor) -
 
 def softmax(scores: Tensor) -> Tensor:
     """Over all elements of an example."""
-    return scores.reshape(scores.shape[0], scores.shape[1:].numel()).softmax(1).reshape(scores.shape)
+    return by_example(scores).softmax(1).reshape(scores.shape)
 
 
 def spread_rows(values: Tensor, like: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ def reconstruction_backward(
     grad, of_library = upstream * row.derivative(y, x, number), []
     if library is not None:  # through library · softmax
         share = softmax(recon)
-        of_library = [(grad * share).flatten(1).sum(1)]
+        of_library = [by_example(grad * share).sum(1)]
         grad = spread_rows(library, recon) * share * (grad - spread_rows(of_library[0], recon))
     gradients = [grad.to(recon.dtype)]
     if parameter_tensor is not None:
