@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,6 @@ WORKS = (("zinb", 10_000), ("nb", 10_000), ("zinb", 2_000), ("nb", 2_000))
 BARS = {("zinb", 10_000): 2.2}
 COMPILED_BARS = {("zinb", 10_000): 1.4}
 CLOSE = 1e-4  # relative, of the losses of two modules with the same noise
-
-
-class Step(NamedTuple):
-    """Seconds a step."""
-
-    own: float
-    patched: float
 
 
 def counts(cells: int, genes: int) -> Tensor:
@@ -97,8 +90,12 @@ def measure_model(likelihood: str, genes: int, budget: float) -> dict[str, float
         calls[name]()
     for name in ("compile", "fastvae"):
         torch.testing.assert_close(losses[name], losses["eager"], rtol=CLOSE, atol=0.0)
-    found = interleaved(calls, "cpu", budget=budget)
-    return {name: median(seconds) for name, seconds in found.items()}
+    return medians(calls, budget)
+
+
+def medians(calls: dict[str, Callable[[], Tensor]], budget: float) -> dict[str, float]:
+    """Median seconds of each call; they take turns for about ``budget`` seconds."""
+    return {name: median(seconds) for name, seconds in interleaved(calls, "cpu", budget=budget).items()}
 
 
 def step(module: Any, x: Tensor) -> Callable[[], Tensor]:
@@ -122,8 +119,8 @@ def training(module: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], T
     return call
 
 
-def measure(likelihood: str, genes: int, budget: float) -> Step:
-    """Median of the steps, which take turns for about ``budget`` seconds."""
+def measure(likelihood: str, genes: int, budget: float) -> dict[str, float]:
+    """Median seconds of a step of scvi-tools' module: ``"own"``, ``"patched"``."""
     from scvi.module import VAE
 
     x = counts(CELLS, genes)
@@ -136,8 +133,7 @@ def measure(likelihood: str, genes: int, budget: float) -> Step:
         torch.manual_seed(0)
         losses.append(call())
     torch.testing.assert_close(losses[1], losses[0], rtol=CLOSE, atol=0.0)
-    found = interleaved(calls, "cpu", budget=budget)
-    return Step(median(found["own"]), median(found["patched"]))
+    return medians(calls, budget)
 
 
 def main() -> int:
@@ -156,10 +152,10 @@ def main() -> int:
         sizes = f"{likelihood}, {CELLS}×{genes:,}"
         if installed("scvi-tools"):
             found = measure(likelihood, genes, budget)
-            row(f"SCVI, {sizes}", "scvi-tools", found.own, found.patched, BARS.get((likelihood, genes)))
-        medians = measure_model(likelihood, genes, budget)
+            row(f"SCVI, {sizes}", "scvi-tools", found["own"], found["patched"], BARS.get((likelihood, genes)))
+        found = measure_model(likelihood, genes, budget)
         for against, bar in (("eager", None), ("compile", COMPILED_BARS.get((likelihood, genes)))):
-            row(f"plain model, {sizes}", against, medians[against], medians["fastvae"], bar)
+            row(f"plain model, {sizes}", against, found[against], found["fastvae"], bar)
     print(*aligned(table), sep="\n")
     print(
         f"{cpu_name()}, {torch.get_num_threads()} threads, others kept {others.cores() or 0:.1f} cores busy; "

@@ -30,18 +30,24 @@ def kind(log_scale: bool, low: float, high: float) -> int:
     return STD if not log_scale else BOUNDED_LOGVAR if low >= NORMAL[0] and high <= NORMAL[1] else LOGVAR
 
 
-@exact
-def _kl_logvar(mu, logvar, prior_mu, prior_logvar, inverse_prior_var):
-    half, one = constant(0.5, mu), constant(1.0, mu)
-    d = mu - prior_mu
-    return half * ((d * d + exp(logvar)) * inverse_prior_var - one + (prior_logvar - logvar))
+def _of_logvar(exponential: Callable[..., float]) -> tuple[Callable[..., float], Callable[..., float]]:
+    """KL and σ of an element whose scale is log σ²."""
+
+    @exact
+    def kl(mu, logvar, prior_mu, prior_logvar, inverse_prior_var):
+        half, one = constant(0.5, mu), constant(1.0, mu)
+        d = mu - prior_mu
+        return half * ((d * d + exponential(logvar)) * inverse_prior_var - one + (prior_logvar - logvar))
+
+    @exact
+    def std(logvar):
+        return exponential(constant(0.5, logvar) * logvar)
+
+    return kl, std
 
 
-@exact
-def _kl_bounded(mu, logvar, prior_mu, prior_logvar, inverse_prior_var):
-    half, one = constant(0.5, mu), constant(1.0, mu)
-    d = mu - prior_mu
-    return half * ((d * d + exp_of_bounded(logvar)) * inverse_prior_var - one + (prior_logvar - logvar))
+_kl_logvar, _std_of_logvar = _of_logvar(exp)
+_kl_bounded, _std_of_bounded = _of_logvar(exp_of_bounded)
 
 
 @exact
@@ -49,16 +55,6 @@ def _kl_std(mu, std, prior_mu, prior_logvar, inverse_prior_var):
     half, one = constant(0.5, mu), constant(1.0, mu)
     d, var = mu - prior_mu, std * std
     return half * ((d * d + var) * inverse_prior_var - one + (prior_logvar - log(constant(STD_EPS, mu) + var)))
-
-
-@exact
-def _std_of_logvar(logvar):
-    return exp(constant(0.5, logvar) * logvar)
-
-
-@exact
-def _std_of_bounded(logvar):
-    return exp_of_bounded(constant(0.5, logvar) * logvar)
 
 
 @exact
