@@ -64,6 +64,7 @@ Latent latent_of(int type, bool log_scale, double low, double high, double free_
     work.low = low;
     work.high = high;
     work.free_bits = free_bits;
+    work.weight = 1;
     work.grid = rows_of(rows, cols);
     work.mu = at(mu);
     work.mu_stride = mu_stride;
@@ -183,6 +184,21 @@ void define(py::module_& module) {
                                  scale_stride),
                        beta, static_cast<Reduction>(reduction), ELBO{loss_type, at(loss), at(nll), at(kl)},
                        queue_of(queue...));
+               });
+    module.def("elbo_backward",
+               [](int gradient_type, int64_t total, Address gradient, Address upstream, int upstream_type, int type,
+                  bool log_scale, double low, double high, double free_bits, int64_t rows, int64_t cols, Address mu,
+                  int64_t mu_stride, Address scale, int64_t scale_stride, double beta, int reduction,
+                  Address latent_upstream, Address grad_mu, Address grad_scale, QUEUE... queue) {
+                   Latent latent = latent_of(type, log_scale, low, high, free_bits, rows, cols, mu, mu_stride, scale,
+                                             scale_stride);
+                   latent.samples = 1;
+                   latent.upstream = at(latent_upstream);
+                   latent.grad_mu = at(grad_mu);
+                   latent.grad_scale = at(grad_scale);
+                   const ReleaseGIL release(total);
+                   elbo_backward(Rescale{gradient_type, total, at(gradient), 0}, at(upstream), upstream_type, latent,
+                                 beta, static_cast<Reduction>(reduction), queue_of(queue...));
                });
     module.def("rescale",
                [](int type, int64_t total, Address gradient, Address upstream, int upstream_type, QUEUE... queue) {

@@ -71,5 +71,8 @@ void latent_backward(Latent work, Reduction reduction, int threads);
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
                  int threads);
 void rescale(Rescale work, const void* upstream, int upstream_type, int threads);
+// A gradient times what came from above, and the gradients of β·KL.
+void elbo_backward(const Rescale& data, const void* upstream, int upstream_type, Latent latent, double beta,
+                   Reduction reduction, int threads);
 
 }  // namespace fastvae

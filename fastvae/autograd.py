@@ -219,15 +219,19 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
     recon, target, mu, scale, *traced = saved
     given = ctx.options
     beta = given["beta"]
+    latent_options = {name: given[name] for name in ("log_scale", "low", "high", "free_bits", "reduction")}
+    needed = ctx.needs_input_grad
+    # the loss alone, one number, and all its gradients but the target's: one call, and one launch
+    alone = grad_loss is not None and grad_nll is None and grad_kl is None and not grad_loss.dim()
+    if alone and not again and primitives is not ops.OPERATORS and needed[0] and not needed[1] and any(needed[2:4]):
+        if kept := ctx.__dict__.pop("gradient", None):
+            return (kept[0], None, *primitives.elbo_backward(kept[0], grad_loss, mu, scale, beta=beta, **latent_options))
     weighted = grad_loss if grad_loss is None or beta == 1 else grad_loss * beta
     grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
     gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced))
-    if grad_kl is None or not any(ctx.needs_input_grad[2:4]):
+    if grad_kl is None or not any(needed[2:4]):
         return gradients
-    of_latent = primitives.latent_backward(
-        None, grad_kl, mu, scale, None, None, None, samples=0,
-        **{name: given[name] for name in ("log_scale", "low", "high", "free_bits", "reduction")},
-    )  # fmt: skip
+    of_latent = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, samples=0, **latent_options)
     return (*gradients, *of_latent)
 
 
@@ -310,7 +314,10 @@ def one_pass(recon: Tensor, reduction: str, *tensors: Tensor | None) -> bool:
             return False
     if recon.dtype == torch.float16 or not torch.is_grad_enabled():
         return False
-    given = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.dtype == torch.float16 for tensor in given):
-        return False
-    return recon.requires_grad or any(tensor.requires_grad for tensor in given)
+    wanted = recon.requires_grad
+    for tensor in tensors:  # not any(): each of those is two frames more of a small call
+        if tensor is not None:
+            if tensor.dtype == torch.float16:
+                return False
+            wanted = wanted or tensor.requires_grad
+    return wanted

@@ -305,6 +305,8 @@ def library_size(value: object, scores: Tensor) -> Tensor:
 
 def beta(value: object, name: str = "beta") -> float | Tensor:
     """``value`` as a number of at least 0, or a tensor of one; looked at where that is cheap."""
+    if type(value) is float and 0 <= value <= LARGEST:
+        return value
     if not isinstance(value, Tensor):
         return number(name, value, 0)
     if not value.dtype.is_floating_point:

@@ -1019,7 +1019,8 @@ def elbo_loss(
         return ELBOLoss(loss.to(reconstruction.dtype), reconstruction, kl)
     scale, log_scale = checks.scale(mu, *given)
     low, high = checks.logvar_clamp(logvar_clamp, log_scale)
-    free_bits = checks.number("free_bits", free_bits, 0)
+    if type(free_bits) is not float or not 0 <= free_bits <= checks.LARGEST:
+        free_bits = checks.number("free_bits", free_bits, 0)
     mu, scale, _, _ = checks.one_dtype(mu, scale)
     # compiled, a number would be a constant: one graph for each value of an annealed beta
     outside = isinstance(beta, Tensor) or capacity is not None or torch.compiler.is_dynamo_compiling()

@@ -17,6 +17,8 @@ parameter, reduction)``
     → ``[grad_recon]``, and a gradient of each tensor there is, computed afresh.
 ``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, low, high, beta, free_bits)``
     → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``; ``loss`` has nll's dtype.
+``elbo_backward(gradient, upstream, mu, scale, *, log_scale, low, high, beta, free_bits, reduction)``
+    → ``[grad_mu, grad_scale]`` of β·KL, and ``gradient`` as ``rescale_`` leaves it; ``reduction`` is a total.
 ``rescale_(gradient, upstream)``
     multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
 

@@ -82,7 +82,8 @@ class Work:
         self.upstream_stride = upstream_stride
         self.by_element = by_element
         self.by_example = by_example
-        self.weight = reduction_weight(reduction, like) if block else 1.0
+        count = total if reduction == "mean" else like.shape[0] if block and reduction == "batchmean" else 1
+        self.weight = (1 / count if count else math.nan) if block else 1.0
 
     @property
     def like(self) -> Tensor:
@@ -270,6 +271,14 @@ class Primitives:
         """``[loss, nll, kl]``, else as ``fill_reconstruction``; ``latent.places`` are those of mu and scale alone."""
         raise NotImplementedError
 
+    def fill_elbo_gradients(
+        self, work: Latent, gradient: Tensor, upstream: Tensor, beta: float, gradients: list[Tensor]
+    ) -> None:
+        """``gradient`` times ``upstream``, and the ``gradients`` of β·KL; ``work.places`` as for all of the latent."""
+        self.rescale_(gradient, upstream)
+        work.weight *= beta
+        self.fill_latent_gradients(work, None, gradients)
+
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -423,6 +432,31 @@ class Primitives:
             work.low, work.high = low, high
             self.fill_latent_gradients(work, grad_z, gradients)
         return gradients + unused
+
+    def elbo_backward(
+        self,
+        gradient: Tensor,
+        upstream: Tensor,
+        mu: Tensor,
+        scale: Tensor,
+        *,
+        log_scale: bool,
+        low: float,
+        high: float,
+        beta: float,
+        free_bits: float,
+        reduction: str,
+    ) -> list[Tensor]:
+        gradients = [self.empty_like(mu), self.empty_like(scale)]
+        if not mu.numel() or not gradient.numel():
+            self.rescale_(gradient, upstream)
+            return [of_latent.zero_() for of_latent in gradients]
+        work = Latent([mu, scale], reduction, self.block, upstream)
+        work.places += NO_PRIOR
+        work.seed, work.log_scale, work.samples, work.free_bits = None, log_scale, 1, free_bits
+        work.low, work.high = low, high
+        self.fill_elbo_gradients(work, gradient, upstream, beta, gradients)
+        return gradients
 
     def elbo_forward(
         self,

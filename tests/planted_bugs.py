@@ -59,7 +59,7 @@ BUGS = [
         "reduction == EXAMPLE ? segments : segments * rows", "reduction == EXAMPLE ? segments : rows", RECON),
     Bug("two totals share one storage", "cuda", "csrc/device/finish.cu",
         "block_total(other, second)", "block_total(storage, second)", "test_elbo"),
-    Bug("a gradient's last elements are not rescaled", "cuda", "csrc/device/finish.cu",
+    Bug("a gradient's last elements are not rescaled", "cuda", "csrc/device/rows.cuh",
         "k < total - whole * N", "k < head", "test_upstream_gradient"),
     Bug("factors are multiplied without end", "cuda", "csrc/device/reconstruction.cu",
         "factors += N;", "", "test_factors"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-import torch
 
 import fastvae
+from table import INTERPRETED
 
 PACKAGES = {"fastvae": Path(fastvae.__file__).parent, "fastvae.kernels": Path(fastvae.kernels.__path__[0])}
 
@@ -75,18 +76,39 @@ def test_no_import_upward() -> None:
                 assert there <= here, f"{name} imports {other}"
 
 
-def test_a_small_call_enters_few_frames() -> None:
-    """What a call costs besides its kernel is Python: torch's own frames count too."""
-    if not fastvae.backends()["cpp"].available:
-        pytest.skip(fastvae.backends()["cpp"].reason)
-    recon, target = torch.randn(128, 784, requires_grad=True), torch.rand(128, 784)
-    mu, logvar = (torch.randn(128, 20, requires_grad=True) for _ in range(2))
-    frames: list[str] = []
-    with fastvae.use_backend("cpp"):
+FRAMES = """
+import sys
+import torch, fastvae
+
+if sys.argv[1] == "triton":  # launches nothing
+    import stubbed_triton
+    stubbed_triton.install()
+    stubbed_triton.Launcher.recording = False
+recon, target = torch.randn(128, 784, requires_grad=True), torch.rand(128, 784)
+mu, logvar = (torch.randn(128, 20, requires_grad=True) for _ in range(2))
+frames = []
+with fastvae.use_backend(sys.argv[1]):
+    for _ in range(2):
         fastvae.elbo_loss(recon, target, mu, logvar)
-        sys.setprofile(lambda frame, event, _: frames.append(frame.f_code.co_name) if event == "call" else None)
-        try:
-            fastvae.elbo_loss(recon, target, mu, logvar)
-        finally:
-            sys.setprofile(None)
-    assert len(frames) <= 35, frames
+    sys.setprofile(lambda frame, event, _: frames.append(frame.f_code.co_name) if event == "call" else None)
+    fastvae.elbo_loss(recon, target, mu, logvar)
+    sys.setprofile(None)
+print(len(frames), *frames)
+"""
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba", "triton"])
+def test_a_small_call_enters_few_frames(backend: str) -> None:
+    """What a call costs besides its kernel is Python: torch's own frames count too, and Numba counts its kernels."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+        if INTERPRETED:
+            pytest.skip("the interpreter launches nothing")
+    elif not fastvae.backends()[backend].available:
+        pytest.skip(fastvae.backends()[backend].reason)
+    run = subprocess.run(
+        [sys.executable, "-c", FRAMES, backend], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    count, *frames = run.stdout.split()
+    assert int(count) <= 35, frames

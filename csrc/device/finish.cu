@@ -76,31 +76,9 @@ Part part_of(Reduction reduction, const double* sums, int64_t segments, int64_t 
     return {sums, reduction == EXAMPLE ? segments : segments * rows, weight, type, out};
 }
 
-// gradient *= upstream, unless that is 1: then not even the gradient is read.
 template <class T, class U>
 __global__ void __launch_bounds__(THREADS) rescale_kernel(T* gradient, int64_t total, const U* upstream) {
-    using V = compute_t<T>;
-    constexpr int N = 16 / sizeof(T);
-    const U factor = *upstream;
-    if (factor == U{1}) return;
-    const V scale = static_cast<V>(factor);
-    const int64_t first = int64_t{blockIdx.x} * THREADS + threadIdx.x, step = int64_t{gridDim.x} * THREADS;
-    // a gradient is a tensor of its own, or a part of one: elements before the first 16 bytes go one at a time
-    int64_t head = (16 - reinterpret_cast<uintptr_t>(gradient) % 16) % 16 / sizeof(T);
-    if (head > total) head = total;
-    const int64_t whole = (total - head) / N;
-    for (int64_t k = first; k < whole; k += step) {
-        auto values = load<N>(gradient + head + k * N);
-#pragma unroll
-        for (int i = 0; i < N; ++i) values.v[i] *= scale;
-        store<N>(gradient + head + k * N, values);
-    }
-    for (int64_t k = first; k < total - whole * N; k += step) {
-        T* at = gradient + (k < head ? k : k + whole * N);
-        auto value = load<1>(at);
-        value.v[0] *= scale;
-        store<1>(at, value);
-    }
+    rescale_part(gradient, total, *upstream, blockIdx.x, gridDim.x);
 }
 
 template <class T, class U>
@@ -138,10 +116,10 @@ void elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Red
     }
     reconstruction.sums = queue.scratch;
     latent.sums = queue.scratch + (examples > PARTIALS ? examples : PARTIALS);
-    const int64_t nll_segments = sum_rows(reconstruction, queue), kl_segments = sum_rows(latent, queue);
-    const Part nll = part_of(reduction, reconstruction.sums, nll_segments, reconstruction.grid.rows, nll_weight,
+    const Segments segments = sum_rows(reconstruction, latent, queue);
+    const Part nll = part_of(reduction, reconstruction.sums, segments.of_data, reconstruction.grid.rows, nll_weight,
                              reconstruction.recon_type, out.nll);
-    const Part kl = part_of(reduction, latent.sums, kl_segments, latent.grid.rows, kl_weight, latent.type, out.kl);
+    const Part kl = part_of(reduction, latent.sums, segments.of_latent, latent.grid.rows, kl_weight, latent.type, out.kl);
     finish(reduction, nll, kl, beta, out.type, out.loss, examples, queue);
 }
 

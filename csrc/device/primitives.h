@@ -27,6 +27,8 @@ void latent_backward(Latent work, Reduction reduction, const Queue& queue);
 void elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
                   const Queue& queue);
 void rescale(const Rescale& work, const void* upstream, int upstream_type, const Queue& queue);
+void elbo_backward(const Rescale& data, const void* upstream, int upstream_type, Latent latent, double beta,
+                   Reduction reduction, const Queue& queue);
 
 }  // namespace device
 }  // namespace fastvae

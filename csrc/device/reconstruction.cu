@@ -3,6 +3,7 @@
 // Reads recon and target once, in 16-byte vectors. The one-pass forward writes the gradient beside the loss: for float32,
 // 8 bytes an element read and 4 written; for bfloat16 with a uint8 target, 3 and 2. A backward by row is the same loop
 // without the sum.
+#include "latent.cuh"
 #include "terms.cuh"
 
 namespace fastvae {
@@ -11,12 +12,28 @@ namespace {
 
 constexpr int FACTORS = 96;  // in [½, 2], multiplied before their logarithm is taken; 2¹²⁷ is the end of float32
 
+// The KL that a loss has besides: its log σ² are of the data's type.
+struct Besides {
+    Latent work;
+    int group;
+    dim3 blocks;  // (0, 0, 0): there is none
+};
+
+// One launch for both: the first blocks, `blocks` of them, walk the data, and the others the KL.
 template <class TERM, class Y, class X>
-__global__ void __launch_bounds__(THREADS, BLOCKS<Y>) rows_kernel(const Reconstruction work, const int group) {
+__global__ void __launch_bounds__(THREADS, BLOCKS<Y>)
+    rows_kernel(const Reconstruction work, const int group, const dim3 blocks, const Besides besides) {
     using V = compute_t<Y>;
     __shared__ SumStorage storage;
+    const int64_t index = blockIdx.x, of_data = int64_t{blocks.x} * blocks.y;
+    if (index >= of_data) {
+        const int64_t k = index - of_data, width = besides.blocks.x;
+        const Place place{k % width, k / width, width, besides.blocks.y};
+        return forward_rows<Y, true, false, STANDARD>(besides.work, besides.group, place, storage);
+    }
+    const Place block{index % blocks.x, index / blocks.x, blocks.x, blocks.y};
     const V parameter = static_cast<V>(work.parameter);
-    for_items(work.grid, group, [&](const Turn& turn) {
+    for_items(work.grid, group, block, [&](const Turn& turn) {
         const int64_t begin = turn.row * work.grid.cols, left = work.grid.total - begin;
         const int64_t end = left < work.grid.cols ? left : work.grid.cols;
         const Y* recon = static_cast<const Y*>(work.recon) + turn.row * work.recon_stride;
@@ -99,31 +116,49 @@ __global__ void __launch_bounds__(THREADS) elements_kernel(const Reconstruction 
     });
 }
 
+// Launches the loop over rows, and that of a KL if there is one; returns how many sums they leave for each row.
 template <class TERM, class Y, class X>
-int64_t launch(const Reconstruction& work, const Queue& queue) {
+Segments launch_term(const Reconstruction& work, const Latent* latent, const Queue& queue) {
     if (work.nll != nullptr || work.upstream_by_element) {
-        return launch_rows<elements_kernel<TERM, Y, X>>(work, work.grid, VECTOR<Y>, queue);
+        return {launch_rows<elements_kernel<TERM, Y, X>>(work, work.grid, VECTOR<Y>, queue), 0};
     }
     using SUMMED = std::conditional_t<std::is_same_v<TERM, BernoulliProbs>, BernoulliProbsSummed, TERM>;
-    return launch_rows<rows_kernel<SUMMED, Y, X>>(work, work.grid, VECTOR<Y>, queue);
+    constexpr auto KERNEL = rows_kernel<SUMMED, Y, X>;
+    const int64_t full = resident_blocks<KERNEL>(queue.device);
+    const Share share = share_rows(work.grid, VECTOR<Y>, full);
+    Besides besides{};
+    Share other{};
+    if (latent != nullptr) {
+        other = share_rows(latent->grid, TOGETHER<Y>, full);
+        besides = {*latent, other.group, other.grid};
+    }
+    const auto blocks = static_cast<unsigned>(share.blocks() + (latent == nullptr ? 0 : other.blocks()));
+    launch(KERNEL, blocks, static_cast<cudaStream_t>(queue.stream), work, share.group, share.grid, besides);
+    return {share.segments(), other.segments()};
 }
 
-// Launches the loop over rows; returns how many sums it leaves for each.
-int64_t run(const Reconstruction& work, const Queue& queue) {
+Segments run(const Reconstruction& work, const Latent* latent, const Queue& queue) {
     if (work.grid.total == 0) {
         if (work.sums != nullptr && work.grid.rows != 0) {
             check(cudaMemsetAsync(work.sums, 0, work.grid.rows * sizeof(double), static_cast<cudaStream_t>(queue.stream)));
         }
-        return 1;
+        return {1, 0};
     }
-    return for_types(work, [&](auto term, auto y, auto x) {
-        return launch<decltype(term), decltype(y), decltype(x)>(work, queue);
+    Segments segments{};
+    for_types(work, [&](auto term, auto y, auto x) {
+        segments = launch_term<decltype(term), decltype(y), decltype(x)>(work, latent, queue);
+        return segments.of_data;
     });
+    return segments;
 }
 
 }  // namespace
 
-int64_t sum_rows(const Reconstruction& work, const Queue& queue) { return run(work, queue); }
+Segments sum_rows(const Reconstruction& work, const Latent& latent, const Queue& queue) {
+    const bool both = latent.log_scale && latent.type == work.recon_type && work.grid.total > 0 && latent.grid.total > 0;
+    if (both) return run(work, &latent, queue);
+    return {run(work, nullptr, queue).of_data, sum_rows(latent, queue)};
+}
 
 void reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, const Queue& queue) {
     const OnDevice guard(queue.device);
@@ -132,11 +167,11 @@ void reconstruction_forward(Reconstruction work, Reduction reduction, void* loss
     if (reduction != EXAMPLE) merge_rows(work, work.grid.total > 0 ? work.grid.total : 1);
     if (reduction == NONE) {
         work.nll = loss;
-        run(work, queue);
+        run(work, nullptr, queue);
         return;
     }
     work.sums = queue.scratch;
-    const int64_t segments = run(work, queue);
+    const int64_t segments = run(work, nullptr, queue).of_data;
     finish_sums(work.sums, segments, work.grid.rows, reduction, weight, work.recon_type, loss, queue);
 }
 
@@ -146,7 +181,7 @@ void reconstruction_backward(Reconstruction work, Reduction reduction, const Que
     if (work.upstream_by_element || work.upstream_stride == 0) {
         merge_rows(work, work.grid.total > 0 ? work.grid.total : 1);
     }
-    run(work, queue);
+    run(work, nullptr, queue);
 }
 
 }  // namespace device

@@ -12,6 +12,7 @@
 #include <string>
 #include <type_traits>
 
+#include "memory.cuh"
 #include "primitives.h"
 
 namespace fastvae {
@@ -24,6 +25,7 @@ struct Share {
     int group;  // threads an item: WARP or THREADS
     dim3 grid;  // segments of a row, and blocks that share the rows
     int64_t segments() const { return grid.x; }
+    int64_t blocks() const { return int64_t{grid.x} * grid.y; }
 };
 
 inline void check(cudaError_t error) {
@@ -103,16 +105,26 @@ struct Turn {
     int64_t row, item, first, step;
 };
 
+// A block's place among those that share some rows: they may be the whole grid, or a part of it.
+struct Place {
+    int64_t x, y, width, height;
+};
+__device__ __forceinline__ Place of_the_grid() { return {blockIdx.x, blockIdx.y, gridDim.x, gridDim.y}; }
+
 // Calls body(turn) for every item of this thread's group.
 template <class BODY>
-__device__ __forceinline__ void for_items(const Rows& grid, int group, BODY body) {
+__device__ __forceinline__ void for_items(const Rows& grid, int group, const Place& block, BODY body) {
     const bool warps = group == WARP;
     const int groups = warps ? THREADS / WARP : 1, place = warps ? threadIdx.x / WARP : 0;
     const int lane = warps ? threadIdx.x % WARP : threadIdx.x;
-    const int64_t first = int64_t{blockIdx.x} * group + lane, step = int64_t{gridDim.x} * group;
-    for (int64_t row = int64_t{blockIdx.y} * groups + place; row < grid.rows; row += int64_t{gridDim.y} * groups) {
-        body(Turn{row, row * gridDim.x + blockIdx.x, first, step});
+    const int64_t first = block.x * group + lane, step = block.width * group;
+    for (int64_t row = block.y * groups + place; row < grid.rows; row += block.height * groups) {
+        body(Turn{row, row * block.width + block.x, first, step});
     }
+}
+template <class BODY>
+__device__ __forceinline__ void for_items(const Rows& grid, int group, BODY body) {
+    for_items(grid, group, of_the_grid(), body);
 }
 
 // Calls body(N, j) for the elements of a row that are this thread's turn: N = VECTOR from `head` on, where that is
@@ -156,8 +168,37 @@ __device__ __forceinline__ void write_sum(SumStorage& storage, int group, const 
     }
 }
 
+// The part of one of so many blocks in gradient *= factor, unless that is 1: then not even the gradient is read.
+template <class T, class U>
+__device__ __forceinline__ void rescale_part(T* gradient, int64_t total, U factor, int64_t block, int64_t blocks) {
+    using V = compute_t<T>;
+    constexpr int N = 16 / sizeof(T);
+    if (factor == U{1}) return;
+    const V scale = static_cast<V>(factor);
+    const int64_t first = block * THREADS + threadIdx.x, step = blocks * THREADS;
+    // a gradient is a tensor of its own, or a part of one: elements before the first 16 bytes go one at a time
+    int64_t head = (16 - reinterpret_cast<uintptr_t>(gradient) % 16) % 16 / sizeof(T);
+    if (head > total) head = total;
+    const int64_t whole = (total - head) / N;
+    for (int64_t k = first; k < whole; k += step) {
+        auto values = load<N>(gradient + head + k * N);
+#pragma unroll
+        for (int i = 0; i < N; ++i) values.v[i] *= scale;
+        store<N>(gradient + head + k * N, values);
+    }
+    for (int64_t k = first; k < total - whole * N; k += step) {
+        T* at = gradient + (k < head ? k : k + whole * N);
+        auto value = load<1>(at);
+        value.v[0] *= scale;
+        store<1>(at, value);
+    }
+}
+
 // Launch the loops over rows; each item leaves its sum in `sums`, and the number of items of a row is returned.
-int64_t sum_rows(const Reconstruction& work, const Queue& queue);
+struct Segments {
+    int64_t of_data, of_latent;
+};
+Segments sum_rows(const Reconstruction& work, const Latent& latent, const Queue& queue);  // in one launch where it can be
 int64_t sum_rows(const Latent& work, const Queue& queue);
 
 // The sums of items, `segments` for each of `rows` rows, to a loss of the reduction.

@@ -199,7 +199,7 @@ void latent_forward(Latent work, Reduction reduction, void* kl, int threads) {
 }
 
 void latent_backward(Latent work, Reduction reduction, int threads) {
-    work.weight = reduction_weight(reduction, work.grid);
+    work.weight *= reduction_weight(reduction, work.grid);
     for (void* output : {work.grad_mu, work.grad_scale, work.grad_prior_mu, work.grad_prior_logvar}) {
         advise(output, work.grid.total, work.type);
     }
@@ -237,6 +237,13 @@ void rescale(Rescale work, const void* upstream, int upstream_type, int threads)
     if (work.factor == 1) return;
     const Rows grid{(work.total + ROW_BLOCK - 1) / ROW_BLOCK, ROW_BLOCK, work.total};
     run(FASTVAE_PICK(rescale_span), work, grid, 1, threads);
+}
+
+void elbo_backward(const Rescale& data, const void* upstream, int upstream_type, Latent latent, double beta,
+                   Reduction reduction, int threads) {
+    rescale(data, upstream, upstream_type, threads);
+    latent.weight = beta;
+    latent_backward(latent, reduction, threads);
 }
 
 }  // namespace fastvae

@@ -15,6 +15,7 @@ def _queue(_: Tensor, losses: int) -> tuple[tuple[int], None]:
 
 _primitives = Compiled(native, _queue)
 
+elbo_backward = _primitives.elbo_backward
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward
 latent_forward = _primitives.latent_forward

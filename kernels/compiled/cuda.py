@@ -105,6 +105,7 @@ class CompiledCUDA(Compiled):
 
 _primitives = CompiledCUDA(getattr(native, "cuda", None), _queue)
 
+elbo_backward = _primitives.elbo_backward
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward
 latent_forward = _primitives.latent_forward

@@ -93,6 +93,17 @@ class Compiled(Primitives):
             gradients[0].data_ptr(), gradients[1].data_ptr(), *of_prior, *self.queue(gradients[0], 0)[0],
         )  # fmt: skip
 
+    def fill_elbo_gradients(
+        self, work: Latent, gradient: Tensor, upstream: Tensor, beta: float, gradients: list[Tensor]
+    ) -> None:
+        assert work.upstream is not None
+        self.native.elbo_backward(
+            TYPES[gradient.dtype], gradient.numel(), gradient.data_ptr(), upstream.data_ptr(), TYPES[upstream.dtype],
+            TYPES[gradients[0].dtype], work.log_scale, work.low, work.high, work.free_bits, work.rows, work.cols,
+            *work.places[:4], beta, REDUCTIONS[work.reduction], work.upstream.data_ptr(), gradients[0].data_ptr(),
+            gradients[1].data_ptr(), *self.queue(gradient, 0)[0],
+        )  # fmt: skip
+
     def fill_elbo(self, data: Reconstruction, latent: Latent, beta: float, losses: list[Tensor]) -> int:
         recon, target = data.tensors
         loss, nll, kl = losses

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..layout import BLOCK, address
 from ..work import NO_PRIOR, Latent, Primitives, Reconstruction, WithTensor, Work
-from . import latent, memory, reconstruction, threads
+from . import latent as latents
+from . import memory, threads
+from . import reconstruction as reconstructions
 from .intrinsics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8
 from .likelihoods import IDS
 
@@ -22,11 +24,13 @@ TYPES = {
     torch.uint8: UINT8,
 }
 
+NO_BOUNDS = (float("-inf"), float("inf"))
 
-def _finish(sums: Tensor, work: Work, loss: Tensor) -> float:
-    """Row sums to the loss; returns their total, weighted."""
-    write = reconstruction.finish(TYPES[loss.dtype])
-    return write(sums.shape[0], sums.data_ptr(), work.reduction == "example", work.weight, loss.data_ptr())
+
+def _finish(sums: Tensor, work: Work, loss: Tensor) -> None:
+    """Row sums to the loss."""
+    write = reconstructions.finish(TYPES[loss.dtype])
+    write(sums.shape[0], sums.data_ptr(), work.reduction == "example", work.weight, loss.data_ptr())
 
 
 class Numba(Primitives):
@@ -40,7 +44,7 @@ class Numba(Primitives):
         types = IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype]
         sums = torch.empty(work.rows, dtype=torch.float64, device="cpu")
         flags = threads.run(
-            reconstruction.forward_rows(*types, work.grad is not None), work.rows, work.cols, work.cols, work.total,
+            reconstructions.forward_rows(*types, work.grad is not None), work.rows, work.cols, work.cols, work.total,
             *work.places, 0 if work.grad is None else work.grad.data_ptr(), sums.data_ptr(), work.parameter,
             work.weight,
         )  # fmt: skip
@@ -52,13 +56,13 @@ class Numba(Primitives):
             _finish(sums, work, loss)
             return flags
         recon, target = work.tensors
-        kernel = reconstruction.forward_elements(IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype])
+        kernel = reconstructions.forward_elements(IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype])
         args = (work.cols, work.total, *work.places, loss.data_ptr(), work.parameter)
         return threads.run(kernel, work.rows, work.cols, *args)
 
     def fill_reconstruction_gradient(self, work: Reconstruction) -> None:
         recon, target = work.tensors
-        kernel = reconstruction.backward_elements if work.by_element else reconstruction.backward_rows
+        kernel = reconstructions.backward_elements if work.by_element else reconstructions.backward_rows
         weight = () if work.by_element else (work.weight,)
         threads.run(
             kernel(IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype]), work.rows, work.cols, work.cols,
@@ -70,7 +74,7 @@ class Numba(Primitives):
         recon, target = work.tensors[:2]
         types = IDS[work.likelihood], TYPES[recon.dtype], TYPES[target.dtype]
         return threads.run(
-            reconstruction.with_tensor(
+            reconstructions.with_tensor(
                 *types, work.tensor.kind == "row", work.by_element, work.zero_logits is not None,
                 work.library is not None,
             ),
@@ -83,16 +87,16 @@ class Numba(Primitives):
         factor = upstream.item()
         if factor != 1.0 and gradient.numel():
             rows = -(-gradient.numel() // BLOCK)
-            kernel = reconstruction.rescale(TYPES[gradient.dtype])
+            kernel = reconstructions.rescale(TYPES[gradient.dtype])
             threads.run(kernel, rows, BLOCK, BLOCK, gradient.numel(), gradient.data_ptr(), factor)
         return gradient
 
     def _latent(self, work: Latent, z: Tensor | None, kl: Tensor | None) -> None:
         """``kl`` is elementwise, or takes a sum a row."""
-        kind = latent.kind(work.log_scale, work.low, work.high)
+        kind = latents.kind(work.log_scale, work.low, work.high)
         switches = work.clamp, work.prior, z is not None, kl is not None, work.reduction == "none"
         threads.run(
-            latent.forward(TYPES[work.tensors[0].dtype], kind, *switches), work.rows,
+            latents.forward(TYPES[work.tensors[0].dtype], kind, *switches), work.rows,
             work.cols * (1 if z is None else 4 * work.samples), work.cols, work.total, *work.places,
             0 if work.seed is None else work.seed.item(), work.samples, address(z), address(kl), work.free_bits,
             work.low, work.high,
@@ -106,10 +110,10 @@ class Numba(Primitives):
         _finish(sums, work, kl)
 
     def fill_latent_gradients(self, work: Latent, grad_z: Tensor | None, gradients: list[Tensor]) -> None:
-        kind = latent.kind(work.log_scale, work.low, work.high)
+        kind = latents.kind(work.log_scale, work.low, work.high)
         switches = work.clamp, work.prior, grad_z is not None, work.upstream is not None, work.by_element
         threads.run(
-            latent.backward(TYPES[gradients[0].dtype], kind, *switches), work.rows,
+            latents.backward(TYPES[gradients[0].dtype], kind, *switches), work.rows,
             work.cols * (1 if grad_z is None else 4 * work.samples), work.cols, work.total, address(grad_z),
             address(work.upstream), work.upstream_stride, work.weight, *work.places,
             0 if work.seed is None else work.seed.item(), work.samples, work.free_bits,
@@ -119,22 +123,34 @@ class Numba(Primitives):
 
     def fill_elbo(self, data: Reconstruction, latent: Latent, beta: float, losses: list[Tensor]) -> int:
         loss, nll, kl = losses
-        nll_sums, flags = self._nll_sums(data)
-        kl_sums = torch.empty(latent.rows, dtype=torch.float64, device="cpu")
-        latent.places += NO_PRIOR
-        self._latent(latent, None, kl_sums)
-        total = _finish(nll_sums, data, nll) + beta * _finish(kl_sums, latent, kl)
-        if data.reduction == "example":
-            loss.copy_(nll + beta * kl)
-        elif abs(total) > torch.finfo(loss.dtype).max:  # where fill_ raises; the loss is infinite
-            loss.copy_(torch.tensor(total, dtype=torch.float64, device="cpu"))
-        else:
-            loss.fill_(total)
+        sums = torch.empty(data.rows + latent.rows, dtype=torch.float64, device="cpu")
+        nll_sums = sums.data_ptr()
+        kl_sums = nll_sums + 8 * data.rows
+        recon, target = data.tensors
+        grad, free_bits, low, high = data.grad, latent.free_bits, latent.low, latent.high
+        flags = threads.run(
+            reconstructions.forward_rows(IDS[data.likelihood], TYPES[recon.dtype], TYPES[target.dtype], grad is not None),
+            data.rows, data.cols, data.cols, data.total, *data.places, 0 if grad is None else grad.data_ptr(),
+            nll_sums, data.parameter, data.weight,
+        )  # fmt: skip
+        threads.run(
+            latents.forward(
+                TYPES[latent.tensors[0].dtype], latents.kind(latent.log_scale, low, high), (low, high) != NO_BOUNDS, False,
+                False, True, False,
+            ),
+            latent.rows, latent.cols, latent.cols, latent.total, *latent.places, *NO_PRIOR, 0, 1, 0, kl_sums,
+            free_bits, low, high,
+        )  # fmt: skip
+        reconstructions.finish_elbo(TYPES[loss.dtype], TYPES[kl.dtype])(
+            data.rows, nll_sums, data.weight, latent.rows, kl_sums, latent.weight, beta, data.reduction == "example",
+            loss.data_ptr(), nll.data_ptr(), kl.data_ptr(),
+        )  # fmt: skip
         return flags
 
 
 _primitives = Numba()
 
+elbo_backward = _primitives.elbo_backward
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward
 latent_forward = _primitives.latent_forward

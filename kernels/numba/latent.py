@@ -25,6 +25,7 @@ STD, LOGVAR, BOUNDED_LOGVAR = range(3)
 NORMAL = (-87.0, 88.0)
 
 
+@functools.cache
 def kind(log_scale: bool, low: float, high: float) -> int:
     """Which of them."""
     return STD if not log_scale else BOUNDED_LOGVAR if low >= NORMAL[0] and high <= NORMAL[1] else LOGVAR

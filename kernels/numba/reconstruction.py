@@ -327,13 +327,28 @@ def rescale(gradient_type: int) -> Callable[..., int]:
     return cache.on_disk(multiply)
 
 
-@functools.cache
-def finish(loss_type: int) -> Callable[..., float]:
-    """Row sums to the loss: ``loss[row] = sums[row]`` for each example, else their sum times ``weight``; returns that.
+@njit(error_model="numpy", nogil=True)
+def in_pairs(rows, sums_ptr):
+    """The sum of ``rows`` sums, which are overwritten.
 
-    Rows are added in pairs, whatever thread summed them: the same bits for any number of threads. One after the other,
-    thousands of them would lose more in float64 than eager's sum does. The sums are overwritten.
+    In pairs, whatever thread summed a row: the same bits for any number of threads. One after the other, thousands of
+    them would lose more in float64 than eager's sum does.
     """
+    left = rows
+    while left > 1:
+        pairs = left // 2
+        for pair in range(pairs):
+            total = load(FLOAT64, sums_ptr, 2 * pair) + load(FLOAT64, sums_ptr, 2 * pair + 1)
+            store(FLOAT64, sums_ptr, pair, total)
+        if left % 2:
+            store(FLOAT64, sums_ptr, pairs, load(FLOAT64, sums_ptr, left - 1))
+        left = pairs + left % 2
+    return load(FLOAT64, sums_ptr, 0)
+
+
+@functools.cache
+def finish(loss_type: int) -> Callable[..., None]:
+    """Row sums to the loss: ``loss[row] = sums[row]`` for each example, else their sum times ``weight``."""
     sources = cache.STAMP
 
     @njit(error_model="numpy", nogil=True)
@@ -342,18 +357,30 @@ def finish(loss_type: int) -> Callable[..., float]:
         if by_example:
             for row in range(rows):
                 store(loss_type, loss_ptr, row, load(FLOAT64, sums_ptr, row))
-            return 0.0
-        left = rows
-        while left > 1:
-            pairs = left // 2
-            for pair in range(pairs):
-                total = load(FLOAT64, sums_ptr, 2 * pair) + load(FLOAT64, sums_ptr, 2 * pair + 1)
-                store(FLOAT64, sums_ptr, pair, total)
-            if left % 2:
-                store(FLOAT64, sums_ptr, pairs, load(FLOAT64, sums_ptr, left - 1))
-            left = pairs + left % 2
-        total = load(FLOAT64, sums_ptr, 0) * weight
-        store(loss_type, loss_ptr, 0, total)
-        return total
+        else:
+            store(loss_type, loss_ptr, 0, in_pairs(rows, sums_ptr) * weight)
+
+    return cache.on_disk(write)
+
+
+@functools.cache
+def finish_elbo(nll_type: int, kl_type: int) -> Callable[..., None]:
+    """As :func:`finish`, for both parts, and nll + β·kl of them in float64."""
+    sources = cache.STAMP
+
+    @njit(error_model="numpy", nogil=True)
+    def write(
+        rows, nll_sums_ptr, nll_weight, kl_rows, kl_sums_ptr, kl_weight, beta, by_example, loss_ptr, nll_ptr, kl_ptr
+    ):
+        sources  # noqa: B018
+        for row in range(rows if by_example else 1):
+            if by_example:
+                nll, kl = load(FLOAT64, nll_sums_ptr, row), load(FLOAT64, kl_sums_ptr, row)
+            else:
+                nll = in_pairs(rows, nll_sums_ptr) * nll_weight
+                kl = in_pairs(kl_rows, kl_sums_ptr) * kl_weight
+            store(nll_type, loss_ptr, row, nll + beta * kl)
+            store(nll_type, nll_ptr, row, nll)
+            store(kl_type, kl_ptr, row, kl)
 
     return cache.on_disk(write)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .latent import latent_backward, latent_forward
 from .reconstruction import reconstruction_backward, reconstruction_forward, rescale_
 
 __all__ = [
+    "elbo_backward",
     "elbo_forward",
     "latent_backward",
     "latent_forward",
@@ -41,3 +44,10 @@ def elbo_forward(
         reduction=reduction,
     )  # fmt: skip
     return [(nll + beta * kl).to(nll.dtype), nll, kl, *gradient]
+
+
+def elbo_backward(
+    gradient: Tensor, upstream: Tensor, mu: Tensor, scale: Tensor, *, beta: float, **options: Any
+) -> list[Tensor]:
+    rescale_(gradient, upstream)
+    return latent_backward(None, beta * upstream, mu, scale, None, None, None, samples=0, **options)

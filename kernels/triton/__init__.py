@@ -5,6 +5,8 @@ With ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly: for tes
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -42,6 +44,12 @@ def _finish(partials: Tensor, work: Work, loss: Tensor) -> None:
         run(reduce.finish, loss.numel(), loss, partials, loss, work.weight, partials.numel() // loss.numel())
 
 
+def _rescaling(count: int) -> tuple[int, int]:
+    """Steps of a program, and programs."""
+    steps = max(1, -(-count // (TILE * RESCALING)))
+    return steps, -(-count // (TILE * steps))
+
+
 def _latent_plan(work: Latent, with_z: bool) -> tuple[Launch, dict[str, Any]]:
     """Examples as rows; or all elements as one row, with a division to find each where examples are strided."""
     divide = work.rows > 1 and not work.by_example
@@ -60,6 +68,17 @@ def _latent_plan(work: Latent, with_z: bool) -> tuple[Launch, dict[str, Any]]:
         "BLOCK": tiles.block,
         "num_warps": tiles.warps,
     }
+
+
+@functools.cache
+def _elbo_plan(
+    rows: int, cols: int, dtype: torch.dtype, latent_rows: int, latent_cols: int, latent_dtype: torch.dtype,
+    **constants: Any,
+) -> tuple[Launch, Launch, dict[str, Any]]:  # fmt: skip
+    """Of the forward. Looked up: it is as much Python as the rest of a small call."""
+    tiles, latent_tiles = plan(rows, cols, dtype), plan(latent_rows, latent_cols, latent_dtype)
+    constants |= {"ROWS": tiles.rows, "BLOCK": tiles.block, "num_warps": tiles.warps}
+    return tiles, latent_tiles, constants | {"LATENT_ROWS": latent_tiles.rows, "LATENT_BLOCK": latent_tiles.block}
 
 
 class Triton(Primitives):
@@ -129,8 +148,7 @@ class Triton(Primitives):
 
     def rescale_(self, gradient: Tensor, upstream: Tensor) -> Tensor:
         if count := gradient.numel():
-            steps = max(1, -(-count // (TILE * RESCALING)))
-            programs = -(-count // (TILE * steps))
+            steps, programs = _rescaling(count)
             run(reconstruction.rescale, programs, gradient, gradient, upstream, count, steps, BLOCK=TILE)
         return gradient
 
@@ -160,27 +178,50 @@ class Triton(Primitives):
             KL="" if upstream is None else "elements" if work.by_element else "rows",
         )  # fmt: skip
 
-    def fill_elbo(self, data: Reconstruction, latent: Latent, beta: float, losses: list[Tensor]) -> None:
-        recon, tiles = data.like, plan(data.rows, data.cols, data.like.dtype)
-        latent_tiles, constants = _latent_plan(latent, with_z=False)
-        partials = [_partials(data, tiles), _partials(latent, latent_tiles)]
+    def fill_elbo_gradients(
+        self, work: Latent, gradient: Tensor, upstream: Tensor, beta: float, gradients: list[Tensor]
+    ) -> None:
+        mu, scale = work.tensors
+        steps, programs = _rescaling(gradient.numel())
+        tiles, constants = _latent_plan(work, with_z=False)
         run(
-            elbo.forward, tiles.programs + latent_tiles.programs, recon,
-            *data.tensors, recon if data.grad is None else data.grad, partials[0], _parameter(data), data.weight,
-            data.rows, data.cols, *data.strides, tiles.steps, tiles.chunks, tiles.programs,
-            *latent.tensors, partials[1], latent.free_bits, latent.low, latent.high, latent.rows, latent.cols,
-            cols(latent.like), *latent.strides, latent_tiles.steps, latent_tiles.chunks,
-            LIKELIHOOD=data.likelihood, WITH_GRADIENT=data.grad is not None, ROWS=tiles.rows, BLOCK=tiles.block,
-            LATENT_ROWS=latent_tiles.rows, LATENT_BLOCK=latent_tiles.block, num_warps=tiles.warps,
-            **{name: constants[name] for name in ("LOG_SCALE", "FREE_BITS", "CLAMP", "DIVIDE")},
+            elbo.backward, programs + tiles.programs, mu, gradient, upstream, gradient.numel(), steps, programs,
+            work.upstream, mu, scale, *gradients, work.free_bits, work.low, work.high, work.weight * beta, work.rows,
+            work.cols, cols(mu), *work.strides[:2], tiles.steps, tiles.chunks,
+            **{name: constants[name] for name in ("LOG_SCALE", "FREE_BITS", "CLAMP", "DIVIDE")}, BLOCK=TILE,
+            LATENT_ROWS=tiles.rows, LATENT_BLOCK=tiles.block, num_warps=tiles.warps,
+        )  # fmt: skip
+
+    def fill_elbo(self, data: Reconstruction, latent: Latent, beta: float, losses: list[Tensor]) -> None:
+        (recon, target), (mu, scale), grad = data.tensors, latent.tensors, data.grad
+        inner, divide = latent.cols, latent.rows > 1 and not latent.by_example
+        if divide:  # as in _latent_plan
+            latent.rows, latent.cols = 1, latent.total
+        free_bits, low, high = latent.free_bits, latent.low, latent.high
+        tiles, latent_tiles, constants = _elbo_plan(
+            data.rows, data.cols, recon.dtype, latent.rows, latent.cols, mu.dtype, LIKELIHOOD=data.likelihood,
+            WITH_GRADIENT=grad is not None, LOG_SCALE=latent.log_scale, FREE_BITS=free_bits > 0,
+            CLAMP=low > -math.inf or high < math.inf, DIVIDE=divide,
+        )  # fmt: skip
+        nll_sums = recon.new_empty(data.rows * tiles.chunks, dtype=ACCUMULATORS[recon.dtype])
+        kl_sums = mu.new_empty(latent.rows * latent_tiles.chunks, dtype=ACCUMULATORS[mu.dtype])
+        run(
+            elbo.forward, tiles.programs + latent_tiles.programs, recon, recon, target, recon if grad is None else grad,
+            nll_sums, _parameter(data) if data.parameter else 0.0, data.weight, data.rows, data.cols, data.places[1],
+            data.places[3], tiles.steps, tiles.chunks, tiles.programs, mu, scale, kl_sums, free_bits, low, high,
+            latent.rows, latent.cols, inner, latent.places[1], latent.places[3], latent_tiles.steps,
+            latent_tiles.chunks, **constants,
         )  # fmt: skip
         count = losses[0].numel()
-        counts = [sums.numel() // count for sums in partials]
-        run(reduce.finish_elbo, count, recon, *partials, *losses, data.weight, latent.weight, beta, *counts)
+        run(
+            reduce.finish_elbo, count, recon, nll_sums, kl_sums, *losses, data.weight, latent.weight, beta,
+            nll_sums.numel() // count, kl_sums.numel() // count,
+        )  # fmt: skip
 
 
 _primitives = Triton()
 
+elbo_backward = _primitives.elbo_backward
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward
 latent_forward = _primitives.latent_forward

@@ -241,23 +241,20 @@ def backward_walk(
         start += BLOCK
 
 
-@triton.jit(do_not_specialize=["samples", "chunks", "steps"])
-def backward(
-    grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, grad_mu_ptr, grad_scale_ptr,
-    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits: tl.float64, low: tl.float64, high: tl.float64,
-    weight: tl.float64, rows: tl.int64, cols: tl.int64, inner: tl.int64, grad_kl_stride: tl.int64,
-    mu_stride: tl.int64, scale_stride: tl.int64, prior_mu_stride: tl.int64, prior_logvar_stride: tl.int64,
-    samples, steps, chunks,
+@triton.jit
+def backward_tiles(
+    program, grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, grad_mu_ptr,
+    grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, low, high, weight, rows, cols, inner,
+    grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps, chunks,
     LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
     CLAMP: tl.constexpr, DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """∂mu = Σ g + c·∂kl/∂mu, ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale. KL: "", "rows" (one c a row) or "elements"."""
     dtype: tl.constexpr = tl.float64 if mu_ptr.dtype.element_ty == tl.float64 else tl.float32
     free_bits, weight = tl.full((1, 1), free_bits, dtype), tl.full((1, 1), weight, dtype)
     low, high = tl.full((1, 1), low, dtype), tl.full((1, 1), high, dtype)
     seed = tl.load(seed_ptr) if SAMPLE else 0
-    row = (tl.program_id(0) // chunks).to(tl.int64) * ROWS
-    start = (tl.program_id(0) % chunks).to(tl.int64) * steps * BLOCK
+    row = (program // chunks).to(tl.int64) * ROWS
+    start = (program % chunks).to(tl.int64) * steps * BLOCK
     if whole_or_masked(row, start, rows, cols, steps, ROWS, BLOCK):
         backward_walk(
             grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed, grad_mu_ptr,
@@ -272,3 +269,22 @@ def backward(
             cols, inner, grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
             LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, CLAMP, DIVIDE, QUADS, True, ROWS, BLOCK, dtype,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["samples", "chunks", "steps"])
+def backward(
+    grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr, grad_mu_ptr, grad_scale_ptr,
+    grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits: tl.float64, low: tl.float64, high: tl.float64,
+    weight: tl.float64, rows: tl.int64, cols: tl.int64, inner: tl.int64, grad_kl_stride: tl.int64,
+    mu_stride: tl.int64, scale_stride: tl.int64, prior_mu_stride: tl.int64, prior_logvar_stride: tl.int64,
+    samples, steps, chunks,
+    LOG_SCALE: tl.constexpr, PRIOR: tl.constexpr, SAMPLE: tl.constexpr, KL: tl.constexpr, FREE_BITS: tl.constexpr,
+    CLAMP: tl.constexpr, DIVIDE: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """∂mu = Σ g + c·∂kl/∂mu, ∂scale = Σ g·ε·∂σ/∂scale + c·∂kl/∂scale. KL: "", "rows" (one c a row) or "elements"."""
+    backward_tiles(
+        tl.program_id(0), grad_z_ptr, grad_kl_ptr, mu_ptr, scale_ptr, prior_mu_ptr, prior_logvar_ptr, seed_ptr,
+        grad_mu_ptr, grad_scale_ptr, grad_prior_mu_ptr, grad_prior_logvar_ptr, free_bits, low, high, weight, rows,
+        cols, inner, grad_kl_stride, mu_stride, scale_stride, prior_mu_stride, prior_logvar_stride, samples, steps,
+        chunks, LOG_SCALE, PRIOR, SAMPLE, KL, FREE_BITS, CLAMP, DIVIDE, QUADS, ROWS, BLOCK,
+    )  # fmt: skip

@@ -15,11 +15,13 @@ The numbers, as an H200 liked them best among tiles of 1024 to 4096 elements, 2 
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton import knobs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -42,6 +44,7 @@ class Launch(NamedTuple):
     warps: int
 
 
+@functools.cache
 def plan(rows: int, cols: int, dtype: torch.dtype) -> Launch:
     """How ``rows`` rows of ``cols`` elements are covered; dense tensors whose rows do not matter are one row."""
     half = dtype.itemsize == 2
@@ -54,45 +57,48 @@ def plan(rows: int, cols: int, dtype: torch.dtype) -> Launch:
     return Launch(tile_rows, block, steps, chunks, row_tiles * chunks, HALF_WARPS if half else WARPS)
 
 
+# what Triton compiled for a kernel, a device, and all it tells apart in arguments; its launcher; the order of constants
+_compiled: dict[tuple[Any, ...], tuple[Any, Any, tuple[str, ...]]] = {}
+
+
 def run(kernel: Any, programs: int, on: Tensor, *args: Any, **constants: Any) -> None:
-    """Launch on the device of ``on``, whichever is current.
+    """``kernel[grid](…)`` on the device of ``on``, whichever is current.
 
     ``args`` and then ``constants`` are all its parameters; among the latter may be Triton's ``num_warps``, else 4.
+    From the second call on what that compiled is launched as Triton itself does, without Triton's look-up: there
+    every argument is classified in Python, and every global variable that the kernel mentions is compared with what it
+    was. 18 µs a launch, against 6 (tests/stubbed_triton.py).
     """
-    if on.device.type == "cuda" and on.device.index != torch.cuda.current_device():
-        with torch.cuda.device(on.device):
-            _launch(kernel, programs, on.device.index, args, constants)
-    else:
-        _launch(kernel, programs, on.device.index, args, constants)
-
-
-# what Triton compiled for a kernel, a device, and all it tells apart in arguments; and the order of the constants
-_compiled: dict[tuple[Any, ...], tuple[Any, tuple[str, ...]]] = {}
-
-
-def _launch(kernel: Any, programs: int, device: int | None, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    """``kernel[grid](…)``; from the second call on with what that compiled, which spares Triton its own look-up.
-
-    There every argument is classified, and every global variable that the kernel mentions is compared with what it
-    was: 18 µs a launch, against 10 (tests/stubbed_triton.py).
-    """
+    device = on.get_device()  # -1: a CPU
+    if device >= 0 and device != torch._C._cuda_getDevice():
+        with torch.cuda.device(device):
+            return run(kernel, programs, on, *args, **constants)
     if INTERPRETED:
         kernel[(programs,)](*args, **constants)
-        return
-    key = (id(kernel), device, *map(_kind, args), *constants.values())
-    found = _compiled.get(key)
+        return None
+    # all that Triton specialises on: dtype and alignment of a tensor; 1 and multiples of 16, 32 bits or 64
+    key: list[Any] = [id(kernel), device]
+    for argument in args:
+        if type(argument) is int:
+            key.append((argument == 1) | (argument & 15 == 0) << 1 | (-(1 << 31) <= argument < 1 << 31) << 2)
+        elif isinstance(argument, Tensor):
+            key.append(argument.dtype if argument.data_ptr() & 15 == 0 else (argument.dtype,))
+        else:
+            key.append(float)  # kernels say float64
+    look_up = (*key, *constants.values())
+    found = _compiled.get(look_up)
     if found is None:
         compiled = kernel[(programs,)](*args, **constants)
-        _compiled[key] = compiled, tuple(kernel.arg_names[len(args) :])
+        names = tuple(kernel.arg_names[len(args) :])
+        _compiled[look_up] = compiled, compiled.run, names
+        return None
+    compiled, launch, names = found
+    for name in names:
+        args += (constants[name],)
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler listens
+        compiled[(programs, 1, 1)](*args)
     else:
-        compiled, names = found
-        compiled[(programs, 1, 1)](*args, *[constants[name] for name in names])
-
-
-def _kind(argument: Tensor | float) -> Any:
-    """All that Triton specialises on: dtype and alignment of a tensor, 1 and multiples of 16, 32 bits or 64."""
-    if type(argument) is int:
-        return argument == 1, argument & 15 == 0, -(1 << 31) <= argument < 1 << 31
-    if isinstance(argument, Tensor):
-        return argument.dtype if argument.data_ptr() & 15 == 0 else (argument.dtype,)
-    return float  # kernels say float64
+        stream = torch._C._cuda_getCurrentRawStream(device) if device >= 0 else 0
+        launch(programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None, *args)
+    return None

@@ -367,16 +367,21 @@ def with_tensor(
         tl.store(flow_ptr + at * chunks + chunk, flow, at < rows)
 
 
-@triton.jit(do_not_specialize=["steps"])
-def rescale(gradient_ptr, upstream_ptr, count: tl.int64, steps, BLOCK: tl.constexpr):
-    """``gradient *= upstream`` in place; a program that finds 1 there has read one number and is done."""
+@triton.jit
+def rescale_tiles(program, gradient_ptr, upstream_ptr, count, steps, BLOCK: tl.constexpr):
     dtype: tl.constexpr = tl.float64 if gradient_ptr.dtype.element_ty == tl.float64 else tl.float32
     upstream = tl.load(upstream_ptr)
     if upstream != 1:
         factor = upstream.to(dtype)
-        start = tl.program_id(0).to(tl.int64) * steps * BLOCK
+        start = program.to(tl.int64) * steps * BLOCK
         for _ in range(steps):
             at = start + tl.arange(0, BLOCK)
             value = tl.load(gradient_ptr + at, at < count)
             tl.store(gradient_ptr + at, rounded(value.to(dtype) * factor, value.dtype), at < count)
             start += BLOCK
+
+
+@triton.jit(do_not_specialize=["steps"])
+def rescale(gradient_ptr, upstream_ptr, count: tl.int64, steps, BLOCK: tl.constexpr):
+    """``gradient *= upstream`` in place; a program that finds 1 there has read one number and is done."""
+    rescale_tiles(tl.program_id(0), gradient_ptr, upstream_ptr, count, steps, BLOCK)
