@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from fastvae import functional
 from fastvae.errors import UserError
-from fastvae.train import checkpoint, data, distributed
+from fastvae.train import checkpoint, data, distributed, loop
 from fastvae.train.config import Config
 from fastvae.train.distributed import Parts, World
 from fastvae.train.loop import Trainer, _mix, load_model
@@ -68,7 +68,7 @@ def work(rank: int, folder: Path, port: str) -> None:
     os.environ.update(as_rank(rank, port))
     torch.set_num_threads(1)
     read_here = []
-    load, distributed.load = distributed.load, lambda *of: read_here.append(of) or load(*of)
+    load, loop.load = loop.load, lambda *of: read_here.append(of) or load(*of)
     with distributed.join("cpu", fsdp=False) as world:
         sharded = replace(world, fsdp=True)
         assert world == World(rank, WORLD, rank)
@@ -225,17 +225,19 @@ def test_machines_with_different_data_are_told_apart(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(World, "gather", gather)
     monkeypatch.setattr(World, "together", lambda _: contextlib.nullcontext())
     with pytest.raises(UserError, match=r"the machines have different data: .* one SHA-256, got 000000000000… and"):
-        distributed.load_shared(config(), World(0, 2))
+        distributed.load_shared(lambda: data.load("digits"), World(0, 2))
 
 
 def test_mapped_data_are_the_data() -> None:
     whole = data.load("digits")
+    whole = whole._replace(test=whole.test._replace(images=whole.test.images / 255))  # of another dtype
     shared = distributed._write(whole, 0)
     try:
         mapped = distributed._map(shared)
     finally:
         os.unlink(shared.path)
     assert mapped.fingerprint == whole.fingerprint
+    assert torch.equal(mapped.test.images, whole.test.images)
     assert torch.equal(mapped.test.labels, whole.test.labels)
 
 

@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,11 +32,12 @@ from ..errors import UserError
 from ..models import Model
 from . import checkpoint
 from .config import Config
-from .data import Data, Split, load
+from .data import Data, Split
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 50  # seconds without a word from another process
 SHARDS = "shards"  # in a checkpoint's state: the folder of its tensors
+ALIGNED = 64  # bytes: where a tensor of the shared file begins
 LOST = re.compile("gloo|nccl|TCPStore|ProcessGroup|Connection (closed|reset)", re.IGNORECASE)
 T = TypeVar("T")
 
@@ -346,22 +347,22 @@ class Shared(NamedTuple):
     node: int
     path: str
     name: str
-    shapes: list[list[list[int]]]
+    tensors: list[tuple[torch.dtype, list[int]]]
     fingerprint: str
 
 
-def load_shared(config: Config, world: World) -> Data:
-    """The data of ``config``, read by one process of each machine, and mapped into the memory of the others.
+def load_shared(load: Callable[[], Data], world: World) -> Data:
+    """What ``load`` reads, called by one process of each machine, and mapped into the memory of the others.
 
     Raises:
         UserError: it cannot be read, or machines have different data.
     """
     if world.size == 1:
-        return load(config.data, config.data_root)
+        return load()
     written = None
     with world.together():
         if world.local_rank == 0:
-            written = _write(load(config.data, config.data_root), world.node)
+            written = _write(load(), world.node)
     try:
         with world.together():
             of_node = {shared.node: shared for shared in world.gather(written) if shared is not None}
@@ -382,29 +383,33 @@ def load_shared(config: Config, world: World) -> Data:
 
 def _write(data: Data, node: int) -> Shared:
     """The bytes of ``data`` in a file for the other processes of this machine."""
+    tensors = [tensor.contiguous() for split in (data.train, data.test) for tensor in split]
     try:
         with tempfile.NamedTemporaryFile(prefix="fastvae.", delete=False) as file:
-            for tensor in (*data.train, *data.test):
-                file.write(tensor.contiguous().numpy().data)
+            for tensor in tensors:
+                file.write(tensor.numpy().data)
+                file.write(bytes(-tensor.nbytes % ALIGNED))
     except OSError as error:
         raise UserError(
             f"{tempfile.gettempdir()} cannot take the data that processes share: {error.strerror or error}; "
             "TMPDIR names another folder"
         ) from None
-    shapes = [[list(tensor.shape) for tensor in split] for split in (data.train, data.test)]
-    return Shared(node, file.name, data.name, shapes, data.fingerprint)
+    return Shared(node, file.name, data.name, [(t.dtype, list(t.shape)) for t in tensors], data.fingerprint)
 
 
 def _map(shared: Shared) -> Data:
     """What :func:`_write` wrote, as memory that the processes of this machine share."""
-    sizes = [torch.Size(shape).numel() for split in shared.shapes for shape in split]
+    sizes = [torch.Size(shape).numel() * dtype.itemsize for dtype, shape in shared.tensors]
+    held = [size + -size % ALIGNED for size in sizes]
     try:
-        everything = torch.from_file(shared.path, shared=True, size=sum(sizes), dtype=torch.uint8)
+        everything = torch.from_file(shared.path, shared=True, size=sum(held), dtype=torch.uint8)
     except RuntimeError as error:
         raise UserError(f"{shared.path} cannot be mapped: {_first_line(error)}") from None
-    flat = iter(everything.split(sizes))
-    train, test = (Split(*(next(flat).view(shape) for shape in split)) for split in shared.shapes)
-    return Data(shared.name, train, test)
+    train_images, train_labels, test_images, test_labels = (
+        part[:size].view(dtype).view(shape)
+        for part, size, (dtype, shape) in zip(everything.split(held), sizes, shared.tensors, strict=True)
+    )
+    return Data(shared.name, Split(train_images, train_labels), Split(test_images, test_labels))
 
 
 # --- checkpoints: one file by the first process, or with FSDP a folder of shards that the file names
@@ -440,45 +445,44 @@ def read(world: World, folder: Path, model: Model) -> checkpoint.Checkpoint:
     assert saved is not None
     if not world.fsdp:
         return saved
-    like = _named(model.state_dict(), checkpoint.adam_tensors(list(model.parameters())))
     if SHARDS not in saved.state:
         full = _named(saved.model, saved.optimizer)
-        return _grouped({name: _shard(value, like.get(name)) for name, value in full.items()}, saved.state)
+        return _grouped({name: _shard(value, _like(name, value, model)) for name, value in full.items()}, saved.state)
     with world.together():
-        return _grouped(read_shards(folder / saved.state[SHARDS], like), saved.state)
+        return _grouped(read_shards(folder / saved.state[SHARDS], model), saved.state)
     raise AssertionError
 
 
-def read_shards(path: Path, like: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The tensors of the shards in ``path``: whole, by this process alone, or as those of ``like``, by all together.
+def read_shards(path: Path, model: Model | None = None) -> dict[str, Tensor]:
+    """The tensors of the shards in ``path``: whole, by this process alone, or sharded as ``model`` is, by all together.
 
-    Where names, dtypes or shapes differ from those of ``like``, what is there is given without its content.
+    What is there but not in ``model``, or of another shape, is read whole.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    tensors: dict[str, Tensor] = {}
     with _dcp_errors(path, "read"):
-        there = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-            for name, entry in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-        if like is None:
-            tensors = {name: torch.zeros_like(value, device="cpu") for name, value in there.items()}
-        else:
-            tensors = {name: torch.zeros_like(value) for name, value in like.items() if name in there}
-            if {name: _kind(value) for name, value in tensors.items()} != {
-                n: _kind(value) for n, value in there.items()
-            }:
-                return there
+        for name, entry in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
+            if isinstance(entry, TensorStorageMetadata):
+                tensors[name] = torch.zeros(entry.size, dtype=entry.properties.dtype)
+                like = None if model is None else _like(name, tensors[name], model)
+                tensors[name] = tensors[name] if like is None else torch.zeros_like(like, dtype=tensors[name].dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*in a single process", UserWarning)  # which is what is asked for
-            dcp.load(tensors, checkpoint_id=path, no_dist=like is None)
+            dcp.load(tensors, checkpoint_id=path, no_dist=model is None)
     return tensors
 
 
-def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
-    return tensor.dtype, tensor.shape
+def _like(name: str, value: Tensor, model: Model) -> Tensor | None:
+    """The parameter of ``model`` that the tensor ``name`` of a checkpoint is, or is the optimiser's state of."""
+    group, _, rest = name.partition(".")
+    if group == "model":
+        like = model.state_dict().get(rest)
+    else:
+        index, parameters = rest.partition(".")[0], list(model.parameters())
+        like = parameters[int(index)].detach() if index.isdecimal() and int(index) < len(parameters) else None
+    return like if like is not None and like.shape == value.shape else None
 
 
 @contextlib.contextmanager
@@ -507,9 +511,9 @@ def _grouped(tensors: dict[str, Tensor], state: dict[str, Any]) -> checkpoint.Ch
 
 
 def _shard(value: Tensor, like: Tensor | None) -> Tensor:
-    """``value``, which all processes have, as a DTensor where ``like`` is one of its shape."""
+    """``value``, which all processes have, as a DTensor where ``like`` is one."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not isinstance(like, DTensor) or like.shape != value.shape:
+    if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

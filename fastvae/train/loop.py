@@ -26,7 +26,7 @@ from ..models import Model, build
 from ..registry import backend_name
 from . import checkpoint, distributed
 from .config import PRECISIONS, Config
-from .data import Data, Split, batches
+from .data import Data, Split, batches, load
 from .distributed import Parts, World
 from .graph import GraphedStep
 
@@ -94,7 +94,7 @@ class Trainer:
         world: World = World(),  # noqa: B008  (frozen)
     ):
         self.config, self.folder, self.device, self.world = config, folder, torch.device(device), world
-        self.data = distributed.load_shared(config, world)
+        self.data = distributed.load_shared(lambda: load(config.data, config.data_root), world)
         # several processes share one copy, which stays where it is
         where = self.device if world.size == 1 else torch.device("cpu")
         self.train, self.test = self.data.train.to(where), self.data.test.to(where)
