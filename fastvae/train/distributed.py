@@ -29,7 +29,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import Model
 from . import checkpoint
 from .config import Config
 from .data import Data, Split
@@ -311,16 +310,17 @@ class Parts:
 class LossOf(nn.Module):
     """A model's loss as a ``forward``, which is what DDP and FSDP watch."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """As ``model.loss``."""
-        return self.model.loss(*inputs, **options)
+        loss: Any = self.model.loss
+        return loss(*inputs, **options)
 
 
-def spread(model: Model, world: World, device: torch.device) -> nn.Module:
+def spread(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The loss of ``model``, whose gradients are the mean over all processes."""
     loss_of = LossOf(model)
     if world.fsdp:
@@ -415,7 +415,7 @@ def _map(shared: Shared) -> Data:
 # --- checkpoints: one file by the first process, or with FSDP a folder of shards that the file names
 
 
-def save(world: World, folder: Path, model: Model, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save(world: World, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Write a checkpoint; whatever happens on the way, the last one stays whole."""
     shards = f"{SHARDS}-{len(state['history']):06d}" if world.fsdp else None
     tensors = checkpoint.optimizer_tensors(optimizer)
@@ -435,7 +435,7 @@ def save(world: World, folder: Path, model: Model, optimizer: torch.optim.Optimi
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def read(world: World, folder: Path, model: Model) -> checkpoint.Checkpoint:
+def read(world: World, folder: Path, model: nn.Module) -> checkpoint.Checkpoint:
     """The checkpoint in ``folder``, of any number of processes, sharded as ``model`` is. The first reads the file."""
     saved = None
     with world.together():
@@ -453,7 +453,7 @@ def read(world: World, folder: Path, model: Model) -> checkpoint.Checkpoint:
     raise AssertionError
 
 
-def read_shards(path: Path, model: Model | None = None) -> dict[str, Tensor]:
+def read_shards(path: Path, model: nn.Module | None = None) -> dict[str, Tensor]:
     """The tensors of the shards in ``path``: whole, by this process alone, or sharded as ``model`` is, by all together.
 
     What is there but not in ``model``, or of another shape, is read whole.
@@ -474,7 +474,7 @@ def read_shards(path: Path, model: Model | None = None) -> dict[str, Tensor]:
     return tensors
 
 
-def _like(name: str, value: Tensor, model: Model) -> Tensor | None:
+def _like(name: str, value: Tensor, model: nn.Module) -> Tensor | None:
     """The parameter of ``model`` that the tensor ``name`` of a checkpoint is, or is the optimiser's state of."""
     group, _, rest = name.partition(".")
     if group == "model":
