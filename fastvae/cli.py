@@ -18,6 +18,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .train.config import Config
+    from .train.distributed import World
     from .train.loop import Trainer
 INTERRUPTED = 130
 DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda where there is one)"
@@ -35,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--backend", help="kernel backend (default: the best for the device; see fastvae info)")
     train.add_argument(
         "--output", type=Path, default=Path("runs/train"), metavar="FOLDER", help="(default: runs/train)"
+    )
+    train.add_argument("--fsdp", action="store_true", help="under torchrun: shard the model over the processes (FSDP2)")
+    train.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="under torchrun: end where another process is silent (default: 50)",
     )
     train.add_argument("--resume", action="store_true", help="continue the run in --output")
     train.add_argument("--overwrite", action="store_true", help="replace the run in --output")
@@ -91,6 +99,15 @@ def _add_config(train: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
+    if options.run is run_train:
+        from .train.distributed import end, launched
+
+        if launched():
+            end(_run(options))
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path need not be UTF-8
@@ -99,10 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _backend(None)
         options.run(options)
     except UserError as error:
-        print(f"fastvae: error: {error}", file=sys.stderr)
+        if _first_to_say(error):
+            print(f"fastvae: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("fastvae: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if _first_to_say(error):
+            print("fastvae: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,6 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _first_to_say(what: BaseException) -> bool:
+    distributed = sys.modules.get("fastvae.train.distributed")
+    return distributed is None or distributed.first_to_say(what)
 
 
 def _device(name: str) -> str:
@@ -154,27 +178,33 @@ def _prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """``fastvae train``."""
+    """``fastvae train``, by one process or by one of those that torchrun started."""
     from dataclasses import fields
 
+    from .train import distributed
     from .train.config import Config
     from .train.lock import hold
     from .train.loop import resumed_config
 
     given = {f.name: value for f in fields(Config) if (value := getattr(options, f.name)) is not None}
+    timeout = distributed.TIMEOUT if options.timeout is None else options.timeout
     with contextlib.ExitStack() as stack:
-        if options.resume:
-            _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
-            stack.enter_context(hold(options.output))
-            config = resumed_config(options.output, given)
-        else:
+        world = stack.enter_context(distributed.join(options.device, fsdp=options.fsdp, timeout=timeout))
+        with world.together():
             config = Config(**given)
-        config.check()
-        device = _device(options.device)
-        stack.enter_context(_backend(options.backend, device))
+            if options.resume and world.first:
+                _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
+                stack.enter_context(hold(options.output))
+                config = resumed_config(options.output, given)
+        with world.together():
+            config = world.from_first(config)
+            config.check()
+            config.parts = distributed.parts_of(config, world, "parts" in given)
+            device = _device(distributed.own_device(options.device, world))
+            stack.enter_context(_backend(options.backend, device))
         train(
             config, options.output, device,
-            resume=options.resume, overwrite=options.overwrite, graph=options.graph,
+            resume=options.resume, overwrite=options.overwrite, graph=options.graph, world=world,
         )  # fmt: skip
 
 
@@ -195,19 +225,29 @@ def _backend(name: str | None, device: str | None = None) -> contextlib.Abstract
 
 
 def train(
-    config: Config, folder: Path, device: str, *, resume: bool = False, overwrite: bool = False, graph: bool = False
+    config: Config,
+    folder: Path,
+    device: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    graph: bool = False,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Train, draw, report; returns the state of the last checkpoint. A resumed run's folder is locked already."""
+    from .train.distributed import World
     from .train.lock import hold
     from .train.loop import Trainer
 
-    # all that can be wrong with data and model shows before a folder is made
-    trainer = Trainer(config, folder, device, resume=resume, graph=graph)
-    if resume:
-        return _finish(trainer)
-    _prepare_folder(folder, resume=False, overwrite=overwrite)
-    with hold(folder):
-        _prepare_folder(folder, resume=False, overwrite=overwrite)  # another run may just have ended
+    world = world or World()
+    with contextlib.ExitStack() as stack:
+        with world.together():
+            # all that can be wrong with data and model shows before a folder is made
+            trainer = Trainer(config, folder, device, resume=resume, graph=graph, world=world)
+            if world.first and not resume:
+                _prepare_folder(folder, resume=False, overwrite=overwrite)
+                stack.enter_context(hold(folder))
+                _prepare_folder(folder, resume=False, overwrite=overwrite)  # another run may just have ended
         return _finish(trainer)
 
 
@@ -216,17 +256,23 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     from .train.loop import load_model
 
     config, folder = trainer.config, trainer.folder
-    if trainer.epoch >= config.epochs:
+    if trainer.epoch >= config.epochs and trainer.world.first:
         print(f"{folder} already has its {config.epochs} epochs; give more with --epochs")
     try:
         _fit(trainer)
-    except KeyboardInterrupt:
-        print(
-            f"interrupted: the checkpoint of epoch {trainer.epoch} is in {folder}; "
-            f"continue with\n  fastvae train --resume --output {folder}",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as interrupt:
+        launcher, why = "fastvae", "interrupted"
+        if trainer.world.size > 1:
+            launcher, why = "torchrun … -m fastvae", "interrupted, by hand or since another process has ended"
+        if _first_to_say(interrupt):
+            print(
+                f"{why}: the checkpoint of epoch {trainer.epoch} is in {folder}; "
+                f"continue with\n  {launcher} train --resume --output {folder}",
+                file=sys.stderr,
+            )
         raise
+    if not trainer.world.first:
+        return {}
     model, state = load_model(folder, str(trainer.device))
     pictures = plots.draw_all(folder, model, trainer.data, state["history"], state["config"])
     path = report.write(folder, state, pictures, sum(p.numel() for p in model.parameters()))
@@ -243,7 +289,8 @@ def _fit(trainer: Trainer) -> None:
     from tqdm import tqdm
 
     config, size = trainer.config, len(trainer.train.images)
-    with tqdm(total=config.epochs * size, unit="ex", unit_scale=True, disable=None, mininterval=0.2) as bar:
+    hidden = None if trainer.world.first else True
+    with tqdm(total=config.epochs * size, unit="ex", unit_scale=True, disable=hidden, mininterval=0.2) as bar:
 
         def progress(epoch: int, examples: int, numbers: dict[str, float]) -> None:
             bar.set_description(f"{config.model} epoch {epoch}/{config.epochs}", refresh=False)
@@ -251,7 +298,11 @@ def _fit(trainer: Trainer) -> None:
             bar.set_postfix_str(terms, refresh=False)
             bar.update((epoch - 1) * size + examples - bar.n)
 
-        trainer.fit(progress, say=lambda line: tqdm.write(f"fastvae: {line}", file=sys.stderr))
+        def say(line: str) -> None:
+            if trainer.world.first:
+                tqdm.write(f"fastvae: {line}", file=sys.stderr)
+
+        trainer.fit(progress, say=say)
 
 
 def run_demo(options: argparse.Namespace) -> None:

@@ -427,8 +427,11 @@ class LinearBCE(nn.Linear):
         in_features: K.
         out_features: M.
         bias: whether there is one.
-        likelihood, reduction, chunk: see :func:`fastvae.linear_bce`.
-        device, dtype: see ``torch.nn.Linear``.
+        likelihood: see :func:`fastvae.linear_bce`.
+        reduction: likewise.
+        chunk: likewise.
+        device: see ``torch.nn.Linear``.
+        dtype: likewise.
 
     >>> end = LinearBCE(400, 784)
     >>> hidden = torch.randn(8, 400)

@@ -71,8 +71,8 @@ def _digest(tensors: dict[str, Tensor], state: str) -> str:
     return digest.hexdigest()
 
 
-def load(folder: Path) -> Checkpoint:
-    """Read the checkpoint in ``folder``.
+def load(folder: Path, shards: bool = True) -> Checkpoint:
+    """Read the checkpoint in ``folder``; where its tensors are in shards, those only if asked for.
 
     Raises:
         UserError: there is none, or it is damaged or of another program.
@@ -101,7 +101,14 @@ def load(folder: Path) -> Checkpoint:
         if group not in groups:
             raise UserError(f"{path} is damaged: expected tensors of {' and '.join(groups)}, got {name}")
         groups[group][rest] = value
-    return Checkpoint(groups["model"], groups["optimizer"], _state(path, metadata["state"]))
+    state = _state(path, metadata["state"])
+    if shards and "shards" in state:
+        from .distributed import read_shards
+
+        for name, value in read_shards(folder / state["shards"]).items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = value
+    return Checkpoint(groups["model"], groups["optimizer"], state)
 
 
 def _state(path: Path, text: str) -> dict[str, Any]:

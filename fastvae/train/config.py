@@ -46,6 +46,7 @@ class Config:
     free_bits: float = _option(0.0, "least KL of each latent element", metavar="NATS")
     denoise: float = _option(0.0, "salt and pepper on this share of input pixels", metavar="SHARE")
     batch_size: int = _option(128, "examples a step", metavar="N", low=1)
+    parts: int = _option(1, "compute a batch in so many parts, each with noise of its own", metavar="N", low=1)
     epochs: int = _option(10, "passes over the data", metavar="N", low=1)
     learning_rate: float = _option(1e-3, "of Adam", metavar="RATE")
     precision: str = _option("fp32", "autocast", choices=tuple(PRECISIONS))

@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..models import Model, build
 from ..registry import backend_name
-from . import checkpoint
+from . import checkpoint, distributed
 from .config import PRECISIONS, Config
 from .data import Data, Split, batches, load
+from .distributed import Parts, World
 from .graph import GraphedStep
 
 TEST_BATCH = 1000
@@ -78,14 +80,27 @@ def salt_and_pepper(images: Tensor, share: float) -> Tensor:
 class Trainer:
     """One run: a model, its data and its folder. ``fit`` trains to the end; a new Trainer can resume it.
 
-    With ``graph`` a step is a CUDA graph, where it can be one.
+    With ``graph`` a step is a CUDA graph, where it can be one. Each process of a ``world`` has its own Trainer.
     """
 
-    def __init__(self, config: Config, folder: Path, device: str = "cpu", *, resume: bool = False, graph: bool = False):
-        self.config, self.folder, self.device = config, folder, torch.device(device)
-        self.data = load(config.data, config.data_root)
-        self.train, self.test = self.data.train.to(device), self.data.test.to(device)
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        device: str = "cpu",
+        *,
+        resume: bool = False,
+        graph: bool = False,
+        world: World = World(),  # noqa: B008  (frozen)
+    ):
+        self.config, self.folder, self.device, self.world = config, folder, torch.device(device), world
+        self.data = distributed.load_shared(lambda: load(config.data, config.data_root), world)
+        # several processes share one copy, which stays where it is
+        where = self.device if world.size == 1 else torch.device("cpu")
+        self.train, self.test = self.data.train.to(where), self.data.test.to(where)
         self.model = make_model(config, self.data, device)
+        self.loss_of = distributed.spread(self.model, world, self.device)
+        self.parts = Parts(world, config.parts, self.device, self.loss_of)
         self.graph, self.ungraphed = graph, self._why_not_graphed() if graph else ""
         recorded = self.graph and not self.ungraphed
         # a recorded step counts its steps on the GPU; one kernel updates all parameters
@@ -94,21 +109,28 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.beta = torch.zeros((), device=self.device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.history: list[dict[str, float]] = []
         if resume:
-            self._restore(checkpoint.load(folder))
+            self._restore(distributed.read(world, folder, self.model))
 
     @property
     def epoch(self) -> int:
         """Epochs completed."""
         return len(self.history)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the data, computed once."""
+        return self.data.fingerprint
+
     def _why_not_graphed(self) -> str:
         if self.device.type != "cuda":
             return f"no CUDA graph on {self.device}, each step is launched in parts"
         if self.config.precision == "fp16":
             return "no CUDA graph with --precision fp16, whose scaler waits for the GPU: each step is launched in parts"
+        if self.world.size > 1 or self.config.parts > 1:
+            return "no CUDA graph of a batch in several parts: each step is launched in parts"
         return ""
 
     def fit(self, progress: Progress = lambda *_: None, say: Say = print) -> None:
@@ -123,7 +145,8 @@ class Trainer:
         elif self.graph:
             step = GraphedStep(step, min(self.config.batch_size, len(self.train.images)), self.device, say)
         if self.history:
-            self._write_metrics()  # a kill between the checkpoint and this file lost its last row
+            if self.world.first:
+                self._write_metrics()  # a kill between the checkpoint and this file lost its last row
         else:
             self.save()
         for epoch in range(self.epoch, self.config.epochs):
@@ -143,26 +166,33 @@ class Trainer:
         dtype = PRECISIONS[self.config.precision]
         # a graph must not keep the copies of weights that autocast caches
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=not self.graph):
-            return self.model.loss(noisy, y, target=batch.images, beta=beta, free_bits=free_bits)
+            return self.loss_of(noisy, y, target=batch.images, beta=beta, free_bits=free_bits)
 
     def _step(self, index: Tensor) -> None:
         """One step on the examples ``index``; adds what the loss and its terms came to, to ``sums``."""
-        batch = Split(self.train.images[index], self.train.labels[index])
         self.optimizer.zero_grad(set_to_none=True)
         weight = self.beta if self.config.beta_warmup else self.config.beta
-        out = self._loss(batch, weight, self.config.free_bits)
-        self.scaler.scale(out.loss).backward()
+        for rows, share, factor in self.parts.of(index):
+            batch = Split(self.train.images[rows], self.train.labels[rows]).to(self.device)
+            out = self._loss(batch, weight, self.config.free_bits)
+            self.scaler.scale(out.loss if factor == 1 else out.loss * factor).backward()
+            self._add(out, share * len(index), self.sums)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.sums += torch.stack([t.detach() for t in out]) * len(index)
+
+    @staticmethod
+    def _add(out: Any, count: float, sums: Tensor) -> None:
+        """Add the loss and its terms of ``count`` examples, and that number, to ``sums``."""
+        sums[:3] += torch.stack([t.detach() for t in out]) * count
+        sums[3] += count
 
     def _train_epoch(
         self, epoch: int, step: Callable[[Tensor], None], progress: Progress
     ) -> tuple[dict[str, float], float]:
-        torch.manual_seed(_mix(self.config.seed, epoch, 0))
+        self.parts.seed(lambda stream: _mix(self.config.seed, epoch, stream))
         count, total = 0, len(self.train.images)
         generator = torch.Generator("cpu").manual_seed(_mix(self.config.seed, epoch, 1))
-        order = torch.randperm(total, generator=generator, device="cpu").to(self.device)
+        order = torch.randperm(total, generator=generator, device="cpu").to(self.train.images.device)
         self.model.train()
         sums = self.sums.zero_()
         start = shown = time.perf_counter()
@@ -173,8 +203,8 @@ class Trainer:
             now = time.perf_counter()
             if now - shown > 0.1 or count == total:
                 shown = now
-                progress(epoch + 1, count, _named(sums / count))
-        numbers = _named(sums / count)
+                progress(epoch + 1, count, _named(sums))
+        numbers = _named(self.world.add(sums))
         if not all(map(math.isfinite, numbers.values())):
             raise UserError(
                 f"the loss became {numbers['loss']} in epoch {epoch + 1}; the checkpoint of epoch {epoch} is whole. "
@@ -182,16 +212,19 @@ class Trainer:
             )
         return numbers, count / (time.perf_counter() - start)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The negative ELBO of the test set and its terms, nats per example, β = 1, one sample of z each."""
         self.model.eval()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(_mix(self.config.seed, 0, 2))
-            sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-            for batch in batches(self.test, TEST_BATCH):
-                sums += torch.stack(self._loss(batch)) * len(batch.images)
-        return _named(sums / len(self.test.images))
+            sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+            parts = list(batches(self.test, TEST_BATCH))
+            for number, counts in self.world.turns(len(parts)):
+                torch.manual_seed(_mix(self.config.seed, number, 2))
+                out = self._loss(parts[number].to(self.device))
+                if counts:
+                    self._add(out, len(parts[number].images), sums)
+        return _named(self.world.add(sums))
 
     def save(self) -> None:
         """Write the checkpoint, then ``metrics.csv`` and ``config.json`` for people; each atomically."""
@@ -201,11 +234,12 @@ class Trainer:
             "history": self.history,
             "scaler": self.scaler.state_dict(),
             "data": self.data.name,
-            "data_sha256": self.data.fingerprint,
+            "data_sha256": self.fingerprint,
             "environment": environment(self.device),
         }
-        tensors = checkpoint.optimizer_tensors(self.optimizer)
-        checkpoint.save(self.folder, checkpoint.Checkpoint(self.model.state_dict(), tensors, state))
+        distributed.save(self.world, self.folder, self.model, self.optimizer, state)
+        if not self.world.first:
+            return
         self._write_metrics()
         checkpoint.write_atomically(
             self.folder / "config.json", (json.dumps(asdict(self.config), indent=2) + "\n").encode()
@@ -220,11 +254,11 @@ class Trainer:
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         path, history = self.folder / checkpoint.FILE, saved.state["history"]
-        data = saved.state.get("data_sha256", self.data.fingerprint)  # older files do not say
-        if data != self.data.fingerprint:
+        data = saved.state.get("data_sha256", self.fingerprint)  # older files do not say
+        if data != self.fingerprint:
             raise UserError(
                 f"{path} is of a run on other data: expected training data of SHA-256 {data[:12]}…, "
-                f"got {self.data.fingerprint[:12]}…"
+                f"got {self.fingerprint[:12]}…"
             )
         if saved.state["model_config"] != self.model.config:
             raise UserError(
@@ -248,8 +282,8 @@ class Trainer:
         self.history = history
 
 
-def _named(values: Tensor) -> dict[str, float]:
-    return dict(zip(TERMS, values.tolist(), strict=True))
+def _named(sums: Tensor) -> dict[str, float]:
+    return dict(zip(TERMS, (sums[:3] / sums[3]).tolist(), strict=True))
 
 
 def _mix(seed: int, epoch: int, stream: int) -> int:
@@ -275,15 +309,15 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def resumed_config(folder: Path, given: dict[str, Any]) -> Config:
-    """The configuration of the run in ``folder``, with more epochs if asked for.
+    """The configuration of the run in ``folder``, with more epochs or other parts if asked for.
 
     Raises:
         UserError: an option in ``given`` contradicts the run.
     """
-    saved, asked = _config(folder, checkpoint.load(folder).state["config"]), Config(**given)
+    saved, asked = _config(folder, checkpoint.load(folder, shards=False).state["config"]), Config(**given)
     for name in given:
-        if name == "epochs":
-            saved.epochs = asked.epochs
+        if name in ("epochs", "parts"):
+            setattr(saved, name, getattr(asked, name))
         elif getattr(saved, name) != getattr(asked, name):
             raise UserError(
                 f"{folder / checkpoint.FILE} is of another run: "
@@ -293,6 +327,7 @@ def resumed_config(folder: Path, given: dict[str, Any]) -> Config:
 
 
 def _config(folder: Path, saved: dict[str, Any]) -> Config:
+    saved = {"parts": 1, **saved}  # older files do not say
     missing = [f.name for f in fields(Config) if f.name not in saved]
     if missing:
         raise UserError(f"{folder / checkpoint.FILE} is damaged: its configuration has no {missing[0]}")
