@@ -65,7 +65,7 @@ def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) 
     if torch.compiler.is_dynamo_compiling() or ops.transforms_active():
         absent = (None,) * (TENSORS - op.tensors), (None,) * (OPTIONS - len(op.options))
         return _TRACED[op.primitive].apply(*tensors, *absent[0], *options, *absent[1])
-    if ops.leaves_python():
+    if (ops.recorded_by_jit() or ops.dispatch_modes()) and ops.leaves_python():
         return portable(op, tensors, dict(zip(op.options, options, strict=True)))
     # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
     alive: list[Any] = []

@@ -168,8 +168,8 @@ OPERATORS = SimpleNamespace(
     **{name: _finite(operator) if "low" in _SCHEMAS[name] else operator for name, operator in BY_NAME.items()}
 )
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_recorded_by_jit = torch._C._is_tracing
+dispatch_modes = torch._C._len_torch_dispatch_stack
+recorded_by_jit = torch._C._is_tracing
 transforms_active = torch._C._are_functorch_transforms_active
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
@@ -179,7 +179,7 @@ def primitives(*tensors: Tensor | None) -> Any:
 
     Tracers, dispatch modes, function transforms and tensor subclasses listen. Others are spared 20 µs of dispatch.
     """
-    if _dispatch_modes() or transforms_active() or not _PLAIN.issuperset(map(type, tensors)):
+    if dispatch_modes() or transforms_active() or not _PLAIN.issuperset(map(type, tensors)):
         return OPERATORS
     first = tensors[0]
     assert first is not None
@@ -189,14 +189,27 @@ def primitives(*tensors: Tensor | None) -> Any:
 def listened_to() -> bool:
     """Whether a compiler, a mode or a transform must see operators, whatever the tensors are."""
     # first: the others cannot be compiled
-    return torch.compiler.is_compiling() or bool(_dispatch_modes() or transforms_active() or _recorded_by_jit())
+    return torch.compiler.is_compiling() or bool(dispatch_modes() or transforms_active() or recorded_by_jit())
 
 
 def leaves_python() -> bool:
-    """Whether what is recorded now will run without this library: ``torch.jit.trace``, and every export to ONNX."""
+    """Whether what is recorded now will run without this library: ``torch.jit.trace``, and every export to ONNX.
+
+    To be asked only where ``recorded_by_jit() or dispatch_modes()``, which cost a plain call no frame.
+    """
     if torch.compiler.is_dynamo_compiling():
         return False
-    return _recorded_by_jit() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
+    return recorded_by_jit() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
 
 
-__all__ = ["BY_NAME", "OPERATORS", "leaves_python", "listened_to", "primitives", "transforms_active", "unbounded"]
+__all__ = [
+    "BY_NAME",
+    "OPERATORS",
+    "dispatch_modes",
+    "leaves_python",
+    "listened_to",
+    "primitives",
+    "recorded_by_jit",
+    "transforms_active",
+    "unbounded",
+]

@@ -104,5 +104,5 @@ def test_errors(pythae: Any) -> None:
         for call in (integration.patch, integration.unpatch):
             with pytest.raises(TypeError, match=f"must be a VAE of pythae, got {type(wrong).__name__}"):
                 call(wrong)
-    with pytest.raises(TypeError, match="must have the loss of one of VAE, BetaVAE.* got AE with its own"):
+    with pytest.raises(TypeError, match=r"must have the loss of one of VAE, BetaVAE.* got AE with its own"):
         integration.patch(pythae.AE(pythae.AEConfig(input_dim=(1, 6, 6))))

@@ -26,8 +26,8 @@ NOISES = ("torch", "fastvae")
 class DiagonalGaussianDistribution:
     """q(z|x) from an encoder's output, mean and log σ² one after the other on the channel axis, read where they are.
 
-    ``mean``, ``logvar`` (clamped to [-30, 20]), ``std``, ``var``, ``parameters`` and ``deterministic`` are attributes, as
-    in diffusers; those that the kernels need not are computed when they are asked for.
+    ``mean``, ``logvar`` (clamped to [-30, 20]), ``std``, ``var``, ``parameters`` and ``deterministic`` are attributes
+    as in diffusers; those that the kernels need not are computed when they are asked for.
 
     Args:
         parameters: ``[B, 2·C, ...]``: images, videos, audio.
@@ -109,7 +109,8 @@ class DiagonalGaussianDistribution:
 
 
 def _sum(elements: Tensor, dims: int | Sequence[int]) -> Tensor:
-    return elements.sum(dims, dtype=torch.float64 if elements.dtype == torch.float64 else torch.float32)
+    axes = dims if isinstance(dims, int) else list(dims)
+    return elements.sum(axes, dtype=torch.float64 if elements.dtype == torch.float64 else torch.float32)
 
 
 def _randn(like: Tensor, generator: Generators | None) -> Tensor:
