@@ -9,6 +9,8 @@
 import importlib
 from types import ModuleType
 
+from torch import fx as _fx
+
 from . import functional, nn, random
 from .functional import (
     bce,
@@ -71,3 +73,7 @@ __all__ = [
     "zero_inflated_negative_binomial_nll",
     "zero_inflated_negative_binomial_nll_from_scores",
 ]
+
+for _name in __all__:  # a call of each is one node to torch.fx.symbolic_trace
+    if hasattr(functional, _name):
+        _fx.wrap(_name)

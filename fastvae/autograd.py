@@ -65,11 +65,20 @@ def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) 
     if torch.compiler.is_dynamo_compiling() or ops.transforms_active():
         absent = (None,) * (TENSORS - op.tensors), (None,) * (OPTIONS - len(op.options))
         return _TRACED[op.primitive].apply(*tensors, *absent[0], *options, *absent[1])
+    if (ops.recorded_by_jit() or ops.dispatch_modes()) and ops.leaves_python():
+        return portable(op, tensors, dict(zip(op.options, options, strict=True)))
     # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
     alive: list[Any] = []
     for tensor in tensors:
         alive.append(tensor if tensor is None else _unwrap_if_dead(tensor).resolve_neg())
     return _direct(op)(*alive, options)
+
+
+def portable(op: Op, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The same as plain torch operations, which any runtime has and torch differentiates."""
+    if "with_gradient" in options:
+        options["with_gradient"] = False
+    return op.expression(*tensors, **options)
 
 
 @functools.cache
@@ -306,7 +315,7 @@ def one_pass(recon: Tensor, reduction: str, *tensors: Tensor | None) -> bool:
     """
     if reduction not in TOTAL_REDUCTIONS:
         exact = recon.dtype in (torch.float32, torch.float64)
-        if reduction != "example" or not exact or not recon.is_cpu or not len(recon) or ops.listened_to():
+        if reduction != "example" or not exact or not recon.is_cpu or ops.listened_to() or not len(recon):
             return False
     if recon.dtype == torch.float16 or not torch.is_grad_enabled():
         return False

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.distributions import Distribution
 
 from . import autograd, checks, compose, linear
@@ -1104,3 +1104,8 @@ def vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
         x = x.reshape(recon_x.shape)
     reconstruction = _reconstruction("recon_x", recon_x, x, "bernoulli_probs_log_clamped", 0.0, "sum")
     return reconstruction + gaussian_kl(mu, logvar, reduction="sum")
+
+
+for _name, _function in list(globals().items()):  # as in fastvae/__init__.py, for those who call fastvae.functional.…
+    if getattr(_function, "__module__", None) == __name__ and not _name.startswith("_") and _name.islower():
+        fx.wrap(_name)

@@ -7,6 +7,8 @@ An operator sends plain tensors to the backend that serves them and nothing more
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -39,14 +41,36 @@ _SCHEMAS = {
 }
 
 
+LARGEST = sys.float_info.max
+
+
+def _finite(operator: Any) -> Callable[..., list[Tensor]]:
+    """Called with finite bounds: AOTInductor cannot read a package with an infinite number in it."""
+
+    def call(*args: Any, low: float, high: float, **options: Any) -> list[Tensor]:
+        found: list[Tensor] = operator(*args, low=max(low, -LARGEST), high=min(high, LARGEST), **options)
+        return found
+
+    return call
+
+
+def unbounded(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a primitive, from those of its operator."""
+    if options["low"] <= -LARGEST:
+        options["low"] = -math.inf
+    if options["high"] >= LARGEST:
+        options["high"] = math.inf
+    return options
+
+
 def _latent_forward(mu: Tensor, scale: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
-    return backend_for(mu.device.type).latent_forward(mu, scale, *args, **options)
+    return backend_for(mu.device.type).latent_forward(mu, scale, *args, **unbounded(options))
 
 
 def _latent_backward(
     grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, *args: Any, **options: Any
 ) -> list[Tensor]:
-    return backend_for(mu.device.type).latent_backward(grad_z, grad_kl, mu, *args, **options)
+    return backend_for(mu.device.type).latent_backward(grad_z, grad_kl, mu, *args, **unbounded(options))
 
 
 def _reconstruction_forward(recon: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
@@ -58,7 +82,7 @@ def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, *args: Tensor | No
 
 
 def _elbo_forward(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, **options: Any) -> list[Tensor]:
-    return backend_for(recon.device.type).elbo_forward(recon, target, mu, scale, **options)
+    return backend_for(recon.device.type).elbo_forward(recon, target, mu, scale, **unbounded(options))
 
 
 def _rescale_(gradient: Tensor, upstream: Tensor) -> None:
@@ -139,9 +163,13 @@ for _name, _schema in _SCHEMAS.items():
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastvae::{_name}", _fake, lib=_library)
 
-OPERATORS = SimpleNamespace(**{name: getattr(torch.ops.fastvae, name).default for name in _SCHEMAS})
+BY_NAME: dict[str, Any] = {name: getattr(torch.ops.fastvae, name).default for name in _SCHEMAS}
+OPERATORS = SimpleNamespace(
+    **{name: _finite(operator) if "low" in _SCHEMAS[name] else operator for name, operator in BY_NAME.items()}
+)
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+dispatch_modes = torch._C._len_torch_dispatch_stack
+recorded_by_jit = torch._C._is_tracing
 transforms_active = torch._C._are_functorch_transforms_active
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
@@ -151,7 +179,7 @@ def primitives(*tensors: Tensor | None) -> Any:
 
     Tracers, dispatch modes, function transforms and tensor subclasses listen. Others are spared 20 µs of dispatch.
     """
-    if _dispatch_modes() or transforms_active() or not _PLAIN.issuperset(map(type, tensors)):
+    if dispatch_modes() or transforms_active() or not _PLAIN.issuperset(map(type, tensors)):
         return OPERATORS
     first = tensors[0]
     assert first is not None
@@ -160,8 +188,28 @@ def primitives(*tensors: Tensor | None) -> Any:
 
 def listened_to() -> bool:
     """Whether a compiler, a mode or a transform must see operators, whatever the tensors are."""
-    # first: the two others cannot be compiled
-    return torch.compiler.is_compiling() or bool(_dispatch_modes() or transforms_active())
+    # first: the others cannot be compiled
+    return torch.compiler.is_compiling() or bool(dispatch_modes() or transforms_active() or recorded_by_jit())
 
 
-__all__ = ["OPERATORS", "listened_to", "primitives", "transforms_active"]
+def leaves_python() -> bool:
+    """Whether what is recorded now will run without this library: ``torch.jit.trace``, and every export to ONNX.
+
+    To be asked only where ``recorded_by_jit() or dispatch_modes()``, which cost a plain call no frame.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return recorded_by_jit() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
+
+
+__all__ = [
+    "BY_NAME",
+    "OPERATORS",
+    "dispatch_modes",
+    "leaves_python",
+    "listened_to",
+    "primitives",
+    "recorded_by_jit",
+    "transforms_active",
+    "unbounded",
+]
