@@ -11,8 +11,9 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
-from ..models import Model
+from ..models import AutoEncoder
 from .checkpoint import write_atomically
+from .corrupt import corrupted, unit
 from .data import Data
 
 mpl.use("Agg")
@@ -96,17 +97,17 @@ def loss_curves(history: list[dict[str, float]]) -> Figure:
     return figure
 
 
-def reconstructions(model: Model, inputs: Tensor, labels: Tensor | None) -> Figure:
+def reconstructions(model: AutoEncoder, inputs: Tensor, labels: Tensor | None) -> Figure:
     """Inputs, uint8, above the reconstructions from the mean of q(z|x)."""
     recon = model.reconstruct(inputs, labels).cpu()
     columns = min(SHOWN, len(recon))
-    pairs = zip((inputs.cpu().float() / 255).split(columns), recon.split(columns), strict=True)
+    pairs = zip(unit(inputs.cpu()).split(columns), recon.split(columns), strict=True)
     rows = [part for pair in pairs for part in pair if len(part) == columns]
     names = ("input", "output") * (len(rows) // 2)
     return show(tile(torch.cat(rows), columns), "Test images and their reconstructions", names)
 
 
-def samples(model: Model, seed: int) -> Figure:
+def samples(model: AutoEncoder, seed: int) -> Figure:
     """Images decoded from the prior; for a conditional model, ten rows of all classes."""
     torch.manual_seed(seed)
     y = None
@@ -115,7 +116,7 @@ def samples(model: Model, seed: int) -> Figure:
     return show(tile(model.sample(SHOWN * SHOWN, y).cpu(), SHOWN), "Samples from the prior")
 
 
-def latent(model: Model, images: Tensor, labels: Tensor) -> Figure:
+def latent(model: AutoEncoder, images: Tensor, labels: Tensor) -> Figure:
     """Means of q(z|x) of the test images by class; with more than two elements, along their two widest directions."""
     images, labels = images[:SCATTER], labels[:SCATTER]
     with torch.inference_mode():
@@ -141,7 +142,7 @@ def latent(model: Model, images: Tensor, labels: Tensor) -> Figure:
     return figure
 
 
-def manifold(model: Model) -> Figure:
+def manifold(model: AutoEncoder) -> Figure:
     """Images decoded on a grid of equal prior probability: the unit square through the inverse Gaussian CDF."""
     side = (torch.arange(MANIFOLD) + 0.5) / MANIFOLD
     z = torch.special.ndtri(side)
@@ -151,7 +152,7 @@ def manifold(model: Model) -> Figure:
     return show(tile(images, MANIFOLD), "Manifold: z₁ to the right, z₂ upwards, steps of equal probability")
 
 
-def styles(model: Model, seed: int) -> Figure:
+def styles(model: AutoEncoder, seed: int) -> Figure:
     """Ten styles z, one a row, each drawn as every class."""
     classes = _classes(model)
     torch.manual_seed(seed)
@@ -163,26 +164,24 @@ def styles(model: Model, seed: int) -> Figure:
     return show(tile(images, classes), "One style a row, drawn as every class", column_labels=names)
 
 
-def _device(model: Model) -> torch.device:
+def _device(model: AutoEncoder) -> torch.device:
     return next(model.parameters()).device
 
 
-def _classes(model: Model) -> int:
+def _classes(model: AutoEncoder) -> int:
     return int(model.config["classes"])
 
 
 def draw_all(
-    folder: Path, model: Model, data: Data, history: list[dict[str, float]], config: dict[str, Any]
+    folder: Path, model: AutoEncoder, data: Data, history: list[dict[str, float]], config: dict[str, Any]
 ) -> list[Path]:
     """Write the pictures that apply to this run into ``folder``; returns their paths in the order of a report."""
-    from .loop import salt_and_pepper
-
     model.eval()
     test = data.test.to(_device(model))
     labels = test.labels if model.conditional else None
     torch.manual_seed(config["seed"])
     chosen = torch.randperm(len(test.images))[: SHOWN * 2]
-    inputs = salt_and_pepper(test.images[chosen], config["denoise"]) if config["denoise"] else test.images[chosen]
+    inputs = corrupted(test.images[chosen], config["corruption"], config["denoise"])
     figures = {
         "loss_curves": loss_curves(history),
         "reconstructions": reconstructions(model, inputs, None if labels is None else labels[chosen]),
