@@ -1,4 +1,4 @@
-"""The models of the field's textbooks, small enough to read: each is the paper's network around the ops of this library.
+"""The models of the field's textbooks, small enough to read: each a network around this library's ops.
 
 Begin with ``base.py``, which has the interface and the two losses, then ``ae.py`` and ``vae.py``.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from .base import AutoEncoder, Posterior
@@ -20,7 +22,7 @@ class LinearAE(AutoEncoder):
     """
 
     title = "Linear autoencoder"
-    preset = {"epochs": 100, "learning_rate": 2e-3, "batch_size": 500}
+    preset: ClassVar = {"epochs": 100, "learning_rate": 5e-3, "batch_size": 250}
 
     def __init__(self, data_shape: tuple[int, ...] = (1, 28, 28), latent: int = 20, likelihood: str = "mse"):
         super().__init__(data_shape, latent, None, likelihood)
@@ -46,7 +48,7 @@ class AE(AutoEncoder):
     torch.Size([2, 784])
     """
 
-    preset = {"epochs": 5, "batch_size": 32}
+    preset: ClassVar = {"epochs": 5, "batch_size": 32}
     activation: type[nn.Module] = nn.Sigmoid
 
     def __init__(
@@ -80,7 +82,7 @@ class DenoisingAE(AE):
     """
 
     title = "Denoising autoencoder"
-    preset = {"denoise": 0.5, "corruption": "gaussian"}
+    preset: ClassVar = {"denoise": 0.5, "corruption": "gaussian"}
     activation = nn.ReLU
 
     def __init__(

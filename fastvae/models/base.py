@@ -1,4 +1,4 @@
-"""What the models share: one interface, and the two losses. An :class:`AutoEncoder` has codes, a :class:`GaussianVAE` q(z|x)."""
+"""What the models share. An :class:`AutoEncoder` has codes and an error, a :class:`GaussianVAE` q(z|x) and the ELBO."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Output(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What ``encode`` returns: q(z|x) by its mean and one of ``logvar`` and ``std``, or a code alone, ``[B, latent]``."""
+    """What ``encode`` returns: q(z|x), its mean and one of ``logvar`` and ``std``; or a code alone, ``[B, latent]``."""
 
     mu: Tensor
     logvar: Tensor | None = None
@@ -189,7 +189,7 @@ class GaussianVAE(AutoEncoder):
         """There is a prior."""
 
     def forward(self, x: Tensor, y: Tensor | None = None, samples: int | None = None) -> Output:
-        """Encode, sample, decode: ``[B, *data_shape]`` → :class:`Output`, its recon and z ``[samples, B, …]`` if given."""
+        """Encode, sample, decode: ``[B, *data_shape]`` → :class:`Output`; ``samples`` come first in recon and z."""
         q = self.encode(self.as_input(x), y)
         z = functional.reparameterize(q.mu, q.logvar, std=q.std, samples=samples)
         return Output(self._decode_all(z, y), z, *q)
@@ -248,7 +248,7 @@ class GaussianVAE(AutoEncoder):
     def log_weights(
         self, x: Tensor, y: Tensor | None = None, *, samples: int, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """log w = log p(x|z) + log p(z) − log q(z|x) for ``samples`` z of each example, and −log p(x|z): ``[S, B]`` both.
+        """log w = log p(x|z) + log p(z) − log q(z|x), and −log p(x|z), of ``samples`` z each: ``[S, B]``.
 
         The mean of log w is the ELBO, and log of the mean of w over the samples a tighter bound on log p(x) (Burda,
         Grosse, Salakhutdinov 2016, eq. 8).

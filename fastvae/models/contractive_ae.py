@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,18 @@ from .layers import mlp, pixels
 
 
 def sigmoid_jacobian_norm(layer: nn.Linear, z: Tensor) -> Tensor:
-    """‖∂z/∂x‖² of z = sigmoid(Wx + b): Σⱼ (zⱼ(1 − zⱼ))² Σᵢ Wⱼᵢ² (Rifai et al. 2011, eq. 7), ``[B, latent]`` → ``[B]``."""
+    """‖∂z/∂x‖² of z = sigmoid(Wx + b), which is Σⱼ (zⱼ(1 − zⱼ))² Σᵢ Wⱼᵢ² (ibid.): ``[B, latent]`` → ``[B]``."""
     return (z * (1 - z)) ** 2 @ (layer.weight**2).sum(1)
 
 
 def jacobian_norm(encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """‖∂z/∂x‖², the squared Frobenius norm, of any encoder of examples that do not see each other: ``[B, …]`` → ``[B]``."""
-    jacobians = torch.func.vmap(torch.func.jacrev(lambda one: encoder(one[None])[0]))(x)
-    return (jacobians**2).flatten(1).sum(1)
+    """‖∂z/∂x‖², the squared Frobenius norm, of any encoder that treats each example alone: ``[B, …]`` → ``[B]``."""
+    return (jacobian(encoder, x) ** 2).flatten(1).sum(1)
+
+
+def jacobian(encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """∂z/∂x of each example, ``[B, latent, …]``."""
+    return torch.func.vmap(torch.func.jacrev(lambda one: encoder(one[None])[0]))(x)
 
 
 class ContractiveAE(AE):
@@ -38,7 +43,7 @@ class ContractiveAE(AE):
     """
 
     title = "Contractive autoencoder"
-    preset = {"epochs": 20}
+    preset: ClassVar = {"epochs": 20}
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ class SigmaConvVAE(ConvVAE):
     """
 
     title = "Convolutional VAE with σ and clipped cross-entropy"
-    preset = {"denoise": 0.1}
+    preset: ClassVar = {"denoise": 0.1}
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class LSTMAE(AutoEncoder):
     """
 
     title = "LSTM autoencoder"
-    preset = {"batch_size": 64, "learning_rate": 2e-3, "epochs": 20}
+    preset: ClassVar = {"batch_size": 64, "learning_rate": 2e-3, "epochs": 20}
 
     def __init__(self, data_shape: tuple[int, ...] = (1, 28, 28), latent: int = 64, likelihood: str = "mse"):
         super().__init__(data_shape, latent, None, likelihood)

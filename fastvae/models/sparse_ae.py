@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from .ae import AE
@@ -27,7 +29,7 @@ class SparseAE(AE):
     """
 
     title = "Sparse autoencoder"
-    preset = {"epochs": 20}
+    preset: ClassVar = {"epochs": 20}
     activation = nn.ReLU
 
     def __init__(

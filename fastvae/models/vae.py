@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ class AEVB(VAE):
     """
 
     title = "VAE as in the AEVB paper"
-    preset = {"batch_size": 100, "samples": 1, "optimizer": "adagrad", "learning_rate": 0.02}
+    preset: ClassVar = {"batch_size": 100, "samples": 1, "optimizer": "adagrad", "learning_rate": 0.02}
     activation = staticmethod(torch.tanh)
 
     def __init__(
@@ -78,7 +79,7 @@ class VAEDigits(VAE):
     """The from-scratch NumPy VAE on 8×8 digits: 64–16–2, ReLU, squared error, SGD."""
 
     title = "VAE from scratch on 8×8 digits"
-    preset = {
+    preset: ClassVar = {
         "data": "digits15", "optimizer": "sgd", "learning_rate": 1e-3, "batch_size": 32, "epochs": 201,
     }  # fmt: skip
 
@@ -97,7 +98,7 @@ class IWAE(GaussianVAE):
     """784–200–200–50, tanh, trained by the bound of several samples (Burda, Grosse, Salakhutdinov 2016, section 5)."""
 
     title = "Importance-weighted autoencoder"
-    preset = {"bound": "iwae", "samples": 5, "binarise": "dynamic", "batch_size": 100}
+    preset: ClassVar = {"bound": "iwae", "samples": 5, "binarise": "dynamic", "batch_size": 100}
 
     def __init__(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -39,6 +40,26 @@ def _option(default: Any, help: str, **more: Any) -> Any:
     option: a ``"model"`` whose arguments name it, or any ``"vae"``. ``later`` marks what older checkpoints have not.
     """
     return field(default=None, metadata={"help": help, "default": default, **more})
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of ``Config``, without a default: ``--resume`` must know what was given."""
+    types = get_type_hints(Config)
+    for option in fields(Config):
+        kind, *_ = get_args(types[option.name]) or (types[option.name],)
+        value = option.metadata["default"]
+        parser.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=kind,
+            choices=option.metadata.get("choices"),
+            metavar=option.metadata.get("metavar"),
+            help=option.metadata["help"] + ("" if value is None else f" (default: {value})"),
+        )
+
+
+def given(options: Any) -> dict[str, Any]:
+    """The options of ``fastvae train`` that were given."""
+    return {option.name: value for option in fields(Config) if (value := getattr(options, option.name)) is not None}
 
 
 @dataclass

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .config import Config
 
 BINARISATIONS = ("grey", "fixed", "dynamic")
 
@@ -48,6 +52,12 @@ CORRUPTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 def corrupted(images: Tensor, how: str, level: float) -> Tensor:
     """``images`` as a denoiser sees them; at level 0 as they are."""
     return CORRUPTIONS[how](images, level) if level else images
+
+
+def seen(images: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """What goes into a model of that configuration, and what should come out."""
+    target = binarised(images, config.binarise)
+    return corrupted(target, config.corruption, config.denoise), target
 
 
 def binarised(images: Tensor, how: str) -> Tensor:

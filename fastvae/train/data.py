@@ -106,11 +106,11 @@ def batches(split: Split, size: int) -> Iterator[Split]:
         yield Split(images, labels)
 
 
-def _package(name: str) -> Path:
+def _package(name: str, extra: str = "train") -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"this data set comes with the package {name}: pip install 'fastvae[train]', or use --data-root"
+            f"this data set comes with the package {name}: pip install 'fastvae[{extra}]', or use --data-root"
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -136,7 +136,7 @@ def _digits(scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _faces() -> tuple[np.ndarray, np.ndarray]:
     """The first half of Labeled Faces in the Wild's subset in scikit-image; the second has no faces."""
-    path = _package("skimage") / "data" / "lfw_subset.npy"
+    path = _package("skimage", "faces") / "data" / "lfw_subset.npy"
     try:
         images = np.load(path)
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ from ..models import MODELS, AutoEncoder, GaussianVAE, build
 from ..registry import backend_name
 from . import checkpoint
 from .config import OPTIMIZERS, PRECISIONS, Config
-from .corrupt import binarised, corrupted, salt_and_pepper
+from .corrupt import salt_and_pepper, seen
 from .data import Data, Split, batches, load
 from .graph import GraphedStep
 
@@ -159,8 +159,7 @@ class Trainer:
 
     def _loss(self, batch: Split, beta: float | Tensor = 1.0, **options: Any) -> Any:
         y = batch.labels if self.model.conditional else None
-        target = binarised(batch.images, self.config.binarise)
-        noisy = corrupted(target, self.config.corruption, self.config.denoise)
+        noisy, target = seen(batch.images, self.config)
         dtype = PRECISIONS[self.config.precision]
         # a graph must not keep the copies of weights that autocast caches
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=not self.graph):
@@ -208,7 +207,7 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """The loss of the test set and its terms, per example; of a VAE the negative ELBO, β = 1, one sample of z each."""
+        """The loss of the test set and its terms, per example: of a VAE the negative ELBO, β = 1, one sample of z."""
         self.model.eval()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(_mix(self.config.seed, 0, 2))
