@@ -110,7 +110,7 @@ class AutoEncoder(nn.Module):
         """Encode, decode: ``[B, *data_shape]`` → :class:`Output`."""
         z = self.encode(self.as_input(x), y).mu
         if self.training:
-            var, mean = torch.var_mean(z.detach().float(), 0, correction=0)
+            var, mean = torch.var_mean(z.detach().to(self.codes_mean.dtype), 0, correction=0)
             self.codes_mean.lerp_(mean, MEMORY)
             self.codes_var.lerp_(var + (mean - self.codes_mean) ** 2, MEMORY)
         return Output(self.decode(z, y), z, z)
@@ -150,7 +150,8 @@ class AutoEncoder(nn.Module):
 
     def draw(self, n: int) -> Tensor:
         """``n`` codes from the Gaussian fitted to those of the training (Ghosh et al. 2020), ``[n, latent]``."""
-        return self.codes_mean + self.codes_var.sqrt() * torch.randn(n, self.latent, device=self.codes_mean.device)
+        noise = torch.randn(n, self.latent, dtype=self.codes_mean.dtype, device=self.codes_mean.device)
+        return self.codes_mean + self.codes_var.sqrt() * noise
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:

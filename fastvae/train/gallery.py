@@ -224,7 +224,7 @@ CARDS = (
         {"linear-ae": "--model linear-ae"}, _linear,
     ),
     Card(
-        "ae", "Basic autoencoder", "784–128–3–128–784 with sigmoids, cross-entropy, batches of 32, five epochs.",
+        "ae", "Basic autoencoder", "784–128–3–128–784 with sigmoids, cross-entropy, batches of 32.",
         "−Σ x·log y + (1 − x)·log(1 − y), y = g(f(x))",
         "Its code approximates PCA of the same width, and bends where PCA cannot.",
         {"ae": "--model ae --epochs 20"}, _basic,
@@ -240,9 +240,9 @@ CARDS = (
         "−log p(x | z = f(x̃)), x̃ ~ C(x̃ | x)",
         "To restore the image, the code must know what digits look like; copying would not do.",
         {
-            "gaussian": "--model denoising-ae",
-            "masking": "--model denoising-ae --corruption masking",
-            "salt-and-pepper": "--model denoising-ae --corruption salt-and-pepper",
+            "gaussian": "--model denoising-ae --epochs 15",
+            "masking": "--model denoising-ae --corruption masking --epochs 15",
+            "salt-and-pepper": "--model denoising-ae --corruption salt-and-pepper --epochs 15",
         }, _plain,
     ),
     Card(
@@ -269,8 +269,8 @@ CARDS = (
         "Σₜ ‖xₜ − yₜ‖²",
         "One vector holds a sequence: a sine, or a digit read row by row.",
         {
-            "sines": "--model lstm-ae --data sines --latent 32 --epochs 40",
-            "digits, row by row": "--model lstm-ae --data digits --latent 48 --epochs 60",
+            "sines": "--model lstm-ae --data sines --latent 32 --learning-rate 1e-2 --epochs 40",
+            "digits, row by row": "--model lstm-ae --data digits --latent 32 --learning-rate 1e-2 --epochs 30",
         }, _plain,
     ),
     Card(
@@ -342,7 +342,7 @@ CARDS = (
         {f"without {label}": f"{_VAE} --hold-out {label}" for label in (2, 0, 8)}, _anomaly, ("anomaly",),
     ),
     Card(
-        "codes", "Clusters, and features for a classifier", "k-means and a logistic regression, on z, PCA's and pixels.",
+        "codes", "Clusters, and features for a classifier", "k-means and logistic regression on z, PCA's and pixels.",
         "z = E[q(z|x)]",
         "Classes lie apart in the latent though no label was seen.",
         {"vae": f"{_VAE} --latent 10"}, _codes, ("cluster", "probe"),
@@ -377,7 +377,7 @@ def make(folder: Path, only: list[str] | None = None) -> Path:
         for caption, figure in figures.items():
             name, _, kind = caption.rpartition(": ")
             path = folder / f"{card.name}-{caption}.png".replace(" ", "-").replace(":", "").replace("|", "")
-            pictures.append({**report.embed(plots.save(figure, path), kind), "of": name})
+            pictures.append({**report.embed(plots.save(figure, path), kind), "of": name if len(runs) > 1 else ""})
         commands = [run.command for run in runs.values()]
         used = [f"fastvae {use.partition(' ')[0]} FOLDER {use.partition(' ')[2]}".strip() for use in card.uses]
         cards.append({"card": card, "pictures": pictures, "rows": rows, "commands": [*commands, *used]})

@@ -133,7 +133,7 @@ def reconstructions(model: AutoEncoder, inputs: Tensor, labels: Tensor | None, c
     title = "Test images and their reconstructions"
     if clean is not None:
         rows = {"clean": unit(clean.cpu()), "corrupted": rows["input"], "restored": rows["output"]}
-        title = "Test images, what was made of them, and what the model restores"
+        title = "Test images, corrupted and restored"
     return series(rows, title) if inputs.shape[-1] == 1 else stacked(rows, title)
 
 
@@ -381,7 +381,7 @@ def draw_all(
 def save(figure: Figure, path: Path, dpi: int = 130) -> Path:
     """Write the figure as a PNG, and close it."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
+    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
     plt.close(figure)
     write_atomically(path, content.getvalue())
     return path
