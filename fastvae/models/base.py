@@ -62,6 +62,8 @@ class AutoEncoder(nn.Module):
     preset: ClassVar[dict[str, Any]] = {}
     #: what a checkpoint needs to build the model again
     config: dict[str, Any]
+    codes_mean: Tensor
+    codes_var: Tensor
 
     def __init__(self, data_shape: tuple[int, ...], latent: int, hidden: int | None, likelihood: str):
         super().__init__()

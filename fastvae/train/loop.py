@@ -320,7 +320,8 @@ def _config(folder: Path, saved: dict[str, Any]) -> Config:
     missing = [f.name for f in fields(Config) if f.name not in saved and not f.metadata.get("later")]
     if missing:
         raise UserError(f"{folder / checkpoint.FILE} is damaged: its configuration has no {missing[0]}")
-    return Config(**{f.name: saved.get(f.name) for f in fields(Config)})
+    known: dict[str, Any] = {f.name: saved.get(f.name) for f in fields(Config)}
+    return Config(**known)
 
 
 def load_model(folder: Path, device: str = "cpu") -> tuple[AutoEncoder, dict[str, Any]]:

@@ -120,7 +120,7 @@ class Anomaly(NamedTuple):
 def anomaly(model: AutoEncoder, data: Data, config: Config) -> Anomaly:
     """How well the model tells the class it has not seen from the rest, and PCA's error with as many components."""
     metrics = package("sklearn.metrics")
-    unseen = (data.test.labels == config.hold_out).cpu().numpy()
+    unseen = data.test.labels.cpu().numpy() == config.hold_out
     by_model = scores(model, data.test, config).numpy()
     fitted, pixels = pca(data.train, model.latent), flat(data.test)
     by_pca = ((fitted.inverse_transform(fitted.transform(pixels)) - pixels) ** 2).sum(1)
