@@ -343,7 +343,7 @@ def run_sample(options: argparse.Namespace) -> None:
     name = os.fsencode(options.folder.name).decode(errors="replace")
     figure = plots.show(plots.tile(model.sample(options.count, y), columns), f"Samples from {name}")
     try:
-        figure.savefig(options.output, dpi=130)
+        figure.savefig(options.output, dpi=plots.DPI)
     except (OSError, ValueError) as error:
         raise UserError(f"{options.output} cannot be written: {error}") from None
     print(options.output)

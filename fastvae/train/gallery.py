@@ -6,6 +6,7 @@ A card is a system: the sentence, the formula, the claim it shows, its runs, and
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -128,8 +129,10 @@ def _contractive(runs: Runs) -> Drawn:
 
 
 def _latents(runs: Runs) -> Drawn:
-    pictures = {f"{name}: samples": plots.samples(run.model, 0) for name, run in runs.items()}
-    rows: list[tuple[str, ...]] = [("latent", "test ELBO, nats", "reconstruction", "KL")]
+    latent = len({run.model.latent for run in runs.values()}) > 1
+    named = {f"latent {name}" if latent else name: run.model for name, run in runs.items()}
+    pictures = {"samples": plots.sample_grids(named, 0)}
+    rows: list[tuple[str, ...]] = [("latent" if latent else "run", "test ELBO, nats", "reconstruction", "KL")]
     for name, run in runs.items():
         last = run.history[-1]
         rows.append((name, *(f"{-last[f'test_{term}']:.2f}" for term in ("loss", "reconstruction", "kl"))))
@@ -156,7 +159,8 @@ def _conditional(runs: Runs) -> Drawn:
 
 
 def _bounds(runs: Runs) -> Drawn:
-    pictures, rows = {}, []
+    pictures: dict[str, Any] = {}
+    rows: list[tuple[str, ...]] = []
     for name, run in runs.items():
         assert isinstance(run.model, GaussianVAE)
         torch.manual_seed(0)
@@ -173,7 +177,7 @@ def _manifolds(runs: Runs) -> Drawn:
 
 def _anomaly(runs: Runs) -> Drawn:
     rows: list[tuple[str, ...]] = [("held out", "ROC AUC, −ELBO", "ROC AUC, PCA's error")]
-    pictures = {}
+    pictures: dict[str, Any] = {}
     for run in runs.values():
         torch.manual_seed(0)
         found, label = measures.anomaly(run.model, run.data, run.config), run.config.hold_out
@@ -368,7 +372,8 @@ def make(folder: Path, only: list[str] | None = None) -> Path:
     if unknown := set(only or ()) - set(names):
         raise UserError(f"--only must be of {', '.join(names)}, got {', '.join(sorted(unknown))}")
     chosen = [card for card in CARDS if not only or card.name in only]
-    start, cards, done = time.perf_counter(), [], {}
+    start, cards = time.perf_counter(), []
+    done: dict[str, Trained] = {}
     for place, card in enumerate(chosen):
         print(f"{place + 1}/{len(chosen)} {card.title}", file=sys.stderr)
         runs = {name: _train(options, folder, done) for name, options in card.runs.items()}
@@ -376,8 +381,9 @@ def make(folder: Path, only: list[str] | None = None) -> Path:
         pictures = []
         for caption, figure in figures.items():
             name, _, kind = caption.rpartition(": ")
-            path = folder / f"{card.name}-{caption}.png".replace(" ", "-").replace(":", "").replace("|", "")
-            pictures.append({**report.embed(plots.save(figure, path), kind), "of": name if len(runs) > 1 else ""})
+            words = re.findall(r"[a-z0-9]+", f"{card.name} {caption}".lower().replace("β", "beta"))
+            path = _few_colours(plots.save(figure, folder / f"{'-'.join(words)}.png"))
+            pictures.append({**report.embed(path, kind), "of": name if len(runs) > 1 else ""})
         commands = [run.command for run in runs.values()]
         used = [f"fastvae {use.partition(' ')[0]} FOLDER {use.partition(' ')[2]}".strip() for use in card.uses]
         cards.append({"card": card, "pictures": pictures, "rows": rows, "commands": [*commands, *used]})
@@ -385,6 +391,16 @@ def make(folder: Path, only: list[str] | None = None) -> Path:
         cards=cards, minutes=(time.perf_counter() - start) / 60, environment=report_environment()
     )
     return report.write_page(folder / "index.html", page)
+
+
+def _few_colours(path: Path) -> Path:
+    """The same picture with a palette: a third of the bytes."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        # as many greys as an eye tells apart, or the colours of the classes and their shades
+        picture.convert("RGB").quantize(48, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
 
 
 def report_environment() -> str:

@@ -48,6 +48,8 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
 }
 SHOWN = 10  # images a row
+DPI = 130
+ABOVE = 40  # screen pixels of a title
 MANIFOLD = 20  # images a side
 SCATTER = 5000  # points at most
 
@@ -66,10 +68,14 @@ def tile(images: Tensor, columns: int) -> Tensor:
 def show(picture: Tensor, title: str, row_labels: tuple[str, ...] = (), column_labels: tuple[str, ...] = ()) -> Figure:
     """A picture without axes, at a whole number of screen pixels per image pixel."""
     height, width = picture.shape[:2]
-    scale = max(1, round(700 / width))
-    extra = 0.45 + (0.25 if column_labels else 0)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(width * scale / 100, height * scale / 100 + extra))
+    scale = max(1, round(760 / width))
+    left, below = 8 + 11 * max(map(len, row_labels), default=0), 36 if column_labels else 8
+    # the title is wider than a small picture
+    whole = max(width * scale + left + 8, left + 12 * len(title)), height * scale + ABOVE + below
+    with plt.rc_context({**STYLE, "figure.constrained_layout.use": False}):
+        figure = plt.figure(figsize=(whole[0] / DPI, whole[1] / DPI), dpi=DPI)
+        size = (width * scale / whole[0], height * scale / whole[1])
+        axes = figure.add_axes((left / whole[0], below / whole[1], *size))
         axes.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
         axes.set_title(title)
         axes.grid(False)
@@ -130,7 +136,7 @@ def stacked(rows: dict[str, Tensor], title: str) -> Figure:
 def reconstructions(model: AutoEncoder, inputs: Tensor, labels: Tensor | None, clean: Tensor | None = None) -> Figure:
     """Inputs above the reconstructions from the mean of q(z|x), and the clean images above those of a denoiser."""
     rows = {"input": unit(inputs.cpu()), "output": model.reconstruct(inputs, labels).float().cpu()}
-    title = "Test images and their reconstructions"
+    title = f"Test {'series' if inputs.shape[-1] == 1 else 'images'} and their reconstructions"
     if clean is not None:
         rows = {"clean": unit(clean.cpu()), "corrupted": rows["input"], "restored": rows["output"]}
         title = "Test images, corrupted and restored"
@@ -147,6 +153,19 @@ def samples(model: AutoEncoder, seed: int) -> Figure:
     prior = isinstance(model, GaussianVAE)
     title = "Samples from the prior" if prior else "Samples from a Gaussian fitted to the codes"
     return series({"sample": images}, title) if images.shape[-1] == 1 else show(tile(images, SHOWN), title)
+
+
+def sample_grids(models: dict[str, AutoEncoder], seed: int) -> Figure:
+    """Eight by eight images decoded from the prior of each model, side by side."""
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(1, len(models), figsize=(10, 10 / len(models) + 0.4), squeeze=False)
+        for axis, (name, model) in zip(grid[0], models.items(), strict=True):
+            torch.manual_seed(seed)
+            axis.imshow(tile(model.sample(64).float().cpu(), 8), cmap="gray_r", vmin=0, vmax=1)
+            axis.set(title=name, xticks=[], yticks=[])
+            axis.grid(False)
+            axis.spines[:].set_visible(False)
+    return figure
 
 
 def latent(model: AutoEncoder, images: Tensor, labels: Tensor) -> Figure:
@@ -192,9 +211,8 @@ def latent_3d(model: AutoEncoder, images: Tensor, labels: Tensor, mu: Tensor) ->
                 axes.scatter(*points[chosen].T, s=6, alpha=0.7, linewidths=0, color=colour, label=str(label))
             axes.set_title(title)
             axes.tick_params(labelsize=7)
-        figure.legend(
-            *axes.get_legend_handles_labels(), title="class", frameon=False, markerscale=3, loc="outside right"
-        )
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, title="class", frameon=False, markerscale=3, loc="outside right upper")
     return figure
 
 
@@ -223,9 +241,14 @@ def code_maps(model: AutoEncoder, images: Tensor) -> Figure:
                 axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.grid(False)
+                axis.spines[:].set_visible(False)
         share = f"{measures.active_share(z):.0%} of the {z.shape[1]} elements are active"
         figure.suptitle(f"Images and their codes: {share}", x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
+
+
+def _jacobian(model: AutoEncoder, images: Tensor) -> Tensor:
+    return jacobian(lambda one: model.encode(one).mu, model.as_input(images)).detach()
 
 
 def singular_values(models: dict[str, AutoEncoder], images: Tensor) -> Figure:
@@ -233,8 +256,7 @@ def singular_values(models: dict[str, AutoEncoder], images: Tensor) -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6, 3.6))
         for (name, model), colour in zip(models.items(), (TEST, TRAIN), strict=False):
-            jacobians = jacobian(lambda one, model=model: model.encode(one).mu, model.as_input(images))
-            spectrum = torch.linalg.svdvals(jacobians.detach().flatten(2)).mean(0)
+            spectrum = torch.linalg.svdvals(_jacobian(model, images).flatten(2)).mean(0)
             axes.plot(torch.arange(len(spectrum)) + 1, spectrum, color=colour, linewidth=1.8, label=name)
         axes.set(title="Singular values of ∂z/∂x, mean over test images", xlabel="direction", yscale="log")
         if len(models) > 1:
@@ -249,7 +271,7 @@ def manifold(model: AutoEncoder) -> Figure:
     grid = torch.stack(torch.meshgrid(-z, z, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
     with torch.inference_mode():
         images = model.mean(model.decode(grid.to(_device(model)))).cpu()
-    return show(tile(images, MANIFOLD), "Manifold: z₁ to the right, z₂ upwards, steps of equal probability")
+    return show(tile(images, MANIFOLD), "Manifold: z₁ to the right, z₂ upwards")
 
 
 def styles(model: AutoEncoder, seed: int) -> Figure:
@@ -292,15 +314,14 @@ def walks(model: AutoEncoder, images: Tensor, labels: Tensor) -> Figure:
 
 def arithmetic(model: AutoEncoder, test: Split, pairs: list[tuple[int, int]], means: dict[int, Tensor]) -> Figure:
     """z of an image of a − ā + b̄, the mean codes of the classes, decoded: three images for each pair ``(a, b)``."""
-    rows = []
+    rows: list[Tensor] = []
     with torch.inference_mode():
         for a, b in pairs:
             images = test.images[test.labels == a][:3]
             z = model.encode(model.as_input(images)).mu
             moved = model.mean(model.decode(z - means[a] + means[b]))
-            parts = (unit(images), model.mean(model.decode(means[a][None])).expand_as(moved))
-            parts = (*parts, model.mean(model.decode(means[b][None])).expand_as(moved), moved)
-            rows += [torch.stack(parts, 1).flatten(0, 1)]
+            minus, plus = (model.mean(model.decode(means[k][None])).expand_as(moved) for k in (a, b))
+            rows.append(torch.stack((unit(images), minus, plus, moved), 1).flatten(0, 1))
     names = ("x", "−ā", "+b̄", "=")
     count = min(len(part) for part in rows)
     picture = torch.cat([part[:count] for part in rows]).cpu()
@@ -378,7 +399,7 @@ def draw_all(
     return paths
 
 
-def save(figure: Figure, path: Path, dpi: int = 130) -> Path:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write the figure as a PNG, and close it."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
