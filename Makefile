@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak versions docs wheels clean
+.PHONY: demo gallery test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak versions docs wheels clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -17,6 +17,10 @@ $(VENV)/installed: $(SOURCES)
 
 demo: $(VENV)/installed
 	$(BIN)/fastvae demo --output runs/demo
+
+# Every model, trained briefly, on one page.
+gallery: $(VENV)/installed
+	$(BIN)/fastvae gallery --output runs/gallery
 
 # Two processes, each with threads that sleep while they wait; `make test WORKERS=0` for one.
 WORKERS ?= 2

@@ -143,11 +143,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
 
 
-def adam_tensors(parameters: list[Tensor]) -> dict[str, Tensor]:
-    """What :func:`optimizer_tensors` gives for an Adam that has made a step: names, dtypes and shapes."""
+def stepped_tensors(optimizer: str, parameters: list[Tensor]) -> dict[str, Tensor]:
+    """What :func:`optimizer_tensors` gives after a step: names, dtypes and shapes."""
+    like_weights = {"adam": ("exp_avg", "exp_avg_sq"), "adagrad": ("sum",), "sgd": ()}[optimizer]
     expected: dict[str, Tensor] = {}
     for index, value in enumerate(parameters):
-        expected |= {f"{index}.step": torch.zeros(()), f"{index}.exp_avg": value, f"{index}.exp_avg_sq": value}
+        if like_weights:
+            expected[f"{index}.step"] = torch.zeros(())
+        expected |= {f"{index}.{name}": value for name in like_weights}
     return expected
 
 

@@ -6,6 +6,7 @@ Everything random in an epoch follows from (seed, epoch): a run resumed after an
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import math
@@ -22,31 +23,40 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import Model, build
+from ..kernels.likelihoods import LIKELIHOODS, OF_IMAGES, Domain
+from ..models import MODELS, AutoEncoder, GaussianVAE, build
 from ..registry import backend_name
 from . import checkpoint, distributed
-from .config import PRECISIONS, Config
+from .config import OPTIMIZERS, PRECISIONS, Config
+from .corrupt import salt_and_pepper, seen
 from .data import Data, Split, batches, load
 from .distributed import Parts, World
 from .graph import GraphedStep
 
 TEST_BATCH = 1000
-TERMS = ("loss", "reconstruction", "kl")
-COLUMNS = ("epoch", *(f"{split}_{t}" for split in ("train", "test") for t in TERMS), "beta", "examples_per_second")
 Progress = Callable[[int, int, dict[str, float]], None]
 Say = Callable[[str], None]
+__all__ = ["Trainer", "environment", "load_data", "load_model", "make_model", "resumed_config", "salt_and_pepper"]
 
 
-def make_model(config: Config, data: Data, device: torch.device | str = "cpu") -> Model:
+def load_data(config: Config) -> Data:
+    """The images of ``config``, those it holds out left out of the training."""
+    data = load(config.data, config.data_root)
+    return data if config.hold_out is None else data.without(config.hold_out)
+
+
+def make_model(config: Config, data: Data, device: torch.device | str = "cpu") -> AutoEncoder:
     """The model of ``config`` for images of ``data`` on ``device``, initialised from its seed.
 
     Raises:
         UserError: the memory of the device cannot hold it.
     """
-    options: dict[str, Any] = {name: getattr(config, name) for name in ("latent", "hidden", "likelihood")}
+    takes = inspect.signature(MODELS[config.model]).parameters
+    options: dict[str, Any] = {name: getattr(config, name) for name in takes if hasattr(config, name)}
     options["data_shape"] = data.shape
-    if config.model == "cvae":
+    if "classes" in takes:
         options["classes"] = data.classes
+    _check_data(config, data)
     asked = f"--latent {config.latent} and --hidden {config.hidden} make a model too large"
     memory = _memory(torch.device(device))
     try:
@@ -60,6 +70,17 @@ def make_model(config: Config, data: Data, device: torch.device | str = "cpu") -
         raise UserError(f"{asked}: {str(error).splitlines()[0]}") from None
 
 
+def _check_data(config: Config, data: Data) -> None:
+    """A likelihood of [0, 1] is not for data beyond."""
+    highest = 0.0 if data.train.images.dtype == torch.uint8 else float(data.train.images.max())
+    domain = LIKELIHOODS[config.likelihood].target_domain
+    if domain is Domain.UNIT and highest > 1:
+        others = ", ".join(name for name in OF_IMAGES if LIKELIHOODS[name].target_domain is not Domain.UNIT)
+        raise UserError(
+            f"--data {config.data} goes up to {highest:.3g}: expected --likelihood {others}, got {config.likelihood}"
+        )
+
+
 def _memory(device: torch.device) -> float:
     """Bytes of memory of ``device``, or infinity where nothing tells."""
     if device.type == "cuda":
@@ -68,13 +89,6 @@ def _memory(device: torch.device) -> float:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
         return math.inf
-
-
-def salt_and_pepper(images: Tensor, share: float) -> Tensor:
-    """uint8 ``images`` with about ``share`` of the pixels set to black or white."""
-    noise = torch.rand(images.shape, device=images.device)
-    noisy = torch.where(noise < share / 2, torch.zeros_like(images), images)
-    return torch.where(noise > 1 - share / 2, torch.full_like(images, 255), noisy)
 
 
 class Trainer:
@@ -94,7 +108,7 @@ class Trainer:
         world: World = World(),  # noqa: B008  (frozen)
     ):
         self.config, self.folder, self.device, self.world = config, folder, torch.device(device), world
-        self.data = distributed.load_shared(lambda: load(config.data, config.data_root), world)
+        self.data = distributed.load_shared(lambda: load_data(config), world)
         # several processes share one copy, which stays where it is
         where = self.device if world.size == 1 else torch.device("cpu")
         self.train, self.test = self.data.train.to(where), self.data.test.to(where)
@@ -104,9 +118,13 @@ class Trainer:
         self.graph, self.ungraphed = graph, self._why_not_graphed() if graph else ""
         recorded = self.graph and not self.ungraphed
         # a recorded step counts its steps on the GPU; one kernel updates all parameters
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, capturable=recorded, fused=recorded or None
+        adam: dict[str, Any] = {"capturable": recorded, "fused": recorded or None} if config.optimizer == "adam" else {}
+        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optimizer](
+            self.model.parameters(), lr=config.learning_rate, **adam
         )
+        self.terms = self.model.terms
+        each = [f"{split}_{term}" for split in ("train", "test") for term in self.terms]
+        self.columns = ("epoch", *each, "beta", "examples_per_second")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.beta = torch.zeros((), device=self.device)
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -127,6 +145,8 @@ class Trainer:
     def _why_not_graphed(self) -> str:
         if self.device.type != "cuda":
             return f"no CUDA graph on {self.device}, each step is launched in parts"
+        if self.config.optimizer == "adagrad":
+            return "no CUDA graph with --optimizer adagrad, which counts its steps on the CPU: launched in parts"
         if self.config.precision == "fp16":
             return "no CUDA graph with --precision fp16, whose scaler waits for the GPU: each step is launched in parts"
         if self.world.size > 1 or self.config.parts > 1:
@@ -153,28 +173,31 @@ class Trainer:
             train, rate = self._train_epoch(epoch, step, progress)
             test = self.evaluate()
             row = (epoch + 1, *train.values(), *test.values(), self._beta(epoch, 1.0), rate)
-            self.history.append(dict(zip(COLUMNS, row, strict=True)))
+            self.history.append(dict(zip(self.columns, row, strict=True)))
             self.save()
 
     def _beta(self, epoch: int, part: float) -> float:
         warmup = self.config.beta_warmup
         return self.config.beta * min(1.0, (epoch + part) / warmup) if warmup else self.config.beta
 
-    def _loss(self, batch: Split, beta: float | Tensor = 1.0, free_bits: float = 0.0) -> Any:
+    def _loss(self, batch: Split, beta: float | Tensor = 1.0, **options: Any) -> Any:
         y = batch.labels if self.model.conditional else None
-        noisy = salt_and_pepper(batch.images, self.config.denoise) if self.config.denoise else batch.images
+        noisy, target = seen(batch.images, self.config)
         dtype = PRECISIONS[self.config.precision]
         # a graph must not keep the copies of weights that autocast caches
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=not self.graph):
-            return self.loss_of(noisy, y, target=batch.images, beta=beta, free_bits=free_bits)
+            return self.loss_of(noisy, y, target=target, beta=beta, **options)
 
     def _step(self, index: Tensor) -> None:
         """One step on the examples ``index``; adds what the loss and its terms came to, to ``sums``."""
         self.optimizer.zero_grad(set_to_none=True)
         weight = self.beta if self.config.beta_warmup else self.config.beta
+        config, options = self.config, {}
+        if isinstance(self.model, GaussianVAE):
+            options = {"free_bits": config.free_bits, "samples": config.samples, "bound": config.bound}
         for rows, share, factor in self.parts.of(index):
             batch = Split(self.train.images[rows], self.train.labels[rows]).to(self.device)
-            out = self._loss(batch, weight, self.config.free_bits)
+            out = self._loss(batch, weight, **options)
             self.scaler.scale(out.loss if factor == 1 else out.loss * factor).backward()
             self._add(out, share * len(index), self.sums)
         self.scaler.step(self.optimizer)
@@ -203,8 +226,8 @@ class Trainer:
             now = time.perf_counter()
             if now - shown > 0.1 or count == total:
                 shown = now
-                progress(epoch + 1, count, _named(sums))
-        numbers = _named(self.world.add(sums))
+                progress(epoch + 1, count, self._named(sums))
+        numbers = self._named(self.world.add(sums))
         if not all(map(math.isfinite, numbers.values())):
             raise UserError(
                 f"the loss became {numbers['loss']} in epoch {epoch + 1}; the checkpoint of epoch {epoch} is whole. "
@@ -214,7 +237,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The negative ELBO of the test set and its terms, nats per example, β = 1, one sample of z each."""
+        """The loss of the test set and its terms, per example: of a VAE the negative ELBO, β = 1, one sample of z."""
         self.model.eval()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             sums = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -224,7 +247,10 @@ class Trainer:
                 out = self._loss(parts[number].to(self.device))
                 if counts:
                     self._add(out, len(parts[number].images), sums)
-        return _named(self.world.add(sums))
+        return self._named(self.world.add(sums))
+
+    def _named(self, sums: Tensor) -> dict[str, float]:
+        return dict(zip(self.terms, (sums[:3] / sums[3]).tolist(), strict=True))
 
     def save(self) -> None:
         """Write the checkpoint, then ``metrics.csv`` and ``config.json`` for people; each atomically."""
@@ -247,7 +273,7 @@ class Trainer:
 
     def _write_metrics(self) -> None:
         table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(table, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.history)
         checkpoint.write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
@@ -267,7 +293,9 @@ class Trainer:
         checkpoint.check_tensors(path, "model", self.model.state_dict(), saved.model)
         # float16 may have skipped every step so far; before the first epoch there is none
         stepped = bool(history) and (bool(saved.optimizer) or not self.scaler.is_enabled())
-        expected = checkpoint.adam_tensors(list(self.model.parameters())) if stepped else {}
+        expected = checkpoint.optimizer_tensors(self.optimizer)
+        if stepped:
+            expected = checkpoint.stepped_tensors(self.config.optimizer, list(self.model.parameters()))
         checkpoint.check_tensors(path, f"optimiser after {len(history)} epochs", expected, saved.optimizer)
         self.model.load_state_dict(saved.model)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer)
@@ -275,15 +303,11 @@ class Trainer:
             self.scaler.load_state_dict(saved.state["scaler"])
         except (RuntimeError, KeyError) as error:
             raise UserError(f"{path} is damaged: its scaler cannot be restored: {error}") from None
-        if history and set(history[-1]) != set(COLUMNS):
+        if history and set(history[-1]) != set(self.columns):
             raise UserError(
-                f"{path} is damaged: expected {', '.join(COLUMNS)} in its history, got {', '.join(history[-1])}"
+                f"{path} is damaged: expected {', '.join(self.columns)} in its history, got {', '.join(history[-1])}"
             )
         self.history = history
-
-
-def _named(sums: Tensor) -> dict[str, float]:
-    return dict(zip(TERMS, (sums[:3] / sums[3]).tolist(), strict=True))
 
 
 def _mix(seed: int, epoch: int, stream: int) -> int:
@@ -328,13 +352,13 @@ def resumed_config(folder: Path, given: dict[str, Any]) -> Config:
 
 def _config(folder: Path, saved: dict[str, Any]) -> Config:
     saved = {"parts": 1, **saved}  # older files do not say
-    missing = [f.name for f in fields(Config) if f.name not in saved]
+    missing = [f.name for f in fields(Config) if f.name not in saved and not f.metadata.get("later")]
     if missing:
         raise UserError(f"{folder / checkpoint.FILE} is damaged: its configuration has no {missing[0]}")
-    return Config(**{f.name: saved[f.name] for f in fields(Config)})
+    return Config(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
 
 
-def load_model(folder: Path, device: str = "cpu") -> tuple[Model, dict[str, Any]]:
+def load_model(folder: Path, device: str = "cpu") -> tuple[AutoEncoder, dict[str, Any]]:
     """The trained model in ``folder``, in ``eval`` mode, and the state of its checkpoint."""
     saved = checkpoint.load(folder)
     path = folder / checkpoint.FILE
