@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from . import native
 from .primitives import Compiled
 

@@ -13,6 +13,14 @@ from torch import Tensor
 from ..layout import ALL, cols
 from ..likelihoods import OF_COUNTS
 from ..parameters import by_row
+from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import elbo, latent, reconstruction, reduce
 from .launch import INTERPRETED, TILE, Launch, plan, run
