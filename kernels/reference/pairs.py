@@ -89,7 +89,7 @@ def aggregate_posterior_backward(
 
 
 def _of_densities(share: Tensor, z: Tensor, mu: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of Σ share · log N(z; mu, 1/precision) in z, mu and logvar; ``share`` is ``[n, N, D]`` or ``[n, N, 1]``."""
+    """Gradients of Σ share · log N(z; mu, 1/precision); ``share`` is ``[n, N, D]`` or ``[n, N, 1]``."""
     distance = z[:, None] - mu
     pull = share * (distance * precision)
     return -pull.sum(1), pull.sum(0), 0.5 * (pull * distance - share).sum(0)
