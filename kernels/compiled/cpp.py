@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+from . import native
+from .pairs import (  # noqa: F401
     aggregate_posterior_backward,
     aggregate_posterior_forward,
     mixture_backward,
@@ -13,7 +14,6 @@ from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs
     mmd_backward,
     mmd_forward,
 )
-from . import native
 from .primitives import Compiled
 
 
