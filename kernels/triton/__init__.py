@@ -13,7 +13,10 @@ from torch import Tensor
 from ..layout import ALL, cols
 from ..likelihoods import OF_COUNTS
 from ..parameters import by_row
-from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
+from . import elbo, latent, reconstruction, reduce
+from .launch import INTERPRETED, TILE, Launch, plan, run
+from .pairs import (  # noqa: F401
     aggregate_posterior_backward,
     aggregate_posterior_forward,
     mixture_backward,
@@ -21,9 +24,6 @@ from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs
     mmd_backward,
     mmd_forward,
 )
-from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
-from . import elbo, latent, reconstruction, reduce
-from .launch import INTERPRETED, TILE, Launch, plan, run
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 UNAVAILABLE = "" if INTERPRETED or torch.cuda.is_available() else "torch sees no CUDA device"
