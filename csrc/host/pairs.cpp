@@ -168,10 +168,20 @@ FASTVAE_INLINE void accumulate(scalar_t<V>* reference, scalar_t<V>* sum, const V
     store(sum, load(sum, V{}) + (first + (power(exponents[2] - from) + power(exponents[3] - from))));
 }
 
+// A sum of chunks, with what was lost when they were rounded into it: in a hundred dimensions or more that would be felt in
+// e^x of it.
+template <class V>
+FASTVAE_INLINE void add_chunk(V& total, V& lost, V chunk) {
+    const V part = chunk - lost, sum = total + part;
+    lost = (sum - total) - part;
+    total = sum;
+}
+
 // Of a row of x: Σ_d w·(x − mu)² with each of a tile, and, for a product, each dimension's terms added to `sums`.
 template <class V, bool OFFSET>
 FASTVAE_INLINE void row_with_tile(const scalar_t<V>* tile, const scalar_t<V>* x, int64_t cols, const scalar_t<V>* offset,
                                   scalar_t<V>* references, scalar_t<V>* sums, V* total) {
+    V lost[VECTORS]{};
     for (int v = 0; v < VECTORS; ++v) total[v] = V{};
     for (int64_t begin = 0; begin < cols; begin += CHUNK) {
         const int64_t end = smaller(cols, begin + CHUNK);
@@ -190,7 +200,7 @@ FASTVAE_INLINE void row_with_tile(const scalar_t<V>* tile, const scalar_t<V>* x,
             }
             accumulate<V>(references + d, sums + d * LANES<V>, exponents);
         }
-        for (int v = 0; v < VECTORS; ++v) total[v] += part[v];
+        for (int v = 0; v < VECTORS; ++v) add_chunk(total[v], lost[v], part[v]);
     }
 }
 
@@ -200,7 +210,7 @@ FASTVAE_INLINE void quad_with_tile(const scalar_t<V>* tile, const scalar_t<V>* c
                                    scalar_t<V> (*out)[WIDTH<V>]) {
     constexpr int AT_ONCE = 2;
     for (int from = 0; from < VECTORS; from += AT_ONCE) {
-        V total[QUAD][AT_ONCE]{};
+        V total[QUAD][AT_ONCE]{}, lost[QUAD][AT_ONCE]{};
         for (int64_t begin = 0; begin < cols; begin += CHUNK) {
             const int64_t end = smaller(cols, begin + CHUNK);
             V part[QUAD][AT_ONCE]{};
@@ -218,7 +228,7 @@ FASTVAE_INLINE void quad_with_tile(const scalar_t<V>* tile, const scalar_t<V>* c
                 }
             }
             for (int r = 0; r < QUAD; ++r) {
-                for (int v = 0; v < AT_ONCE; ++v) total[r][v] += part[r][v];
+                for (int v = 0; v < AT_ONCE; ++v) add_chunk(total[r][v], lost[r][v], part[r][v]);
             }
         }
         for (int r = 0; r < QUAD; ++r) {
