@@ -201,7 +201,7 @@ void define_pairs(py::module_& module) {
                   Address grad_mu, Address grad_logvar, Address grad_log_weights, Address scratch, int threads) {
                    const ReleaseGIL release(LONG);
                    gaussian_pairs({type, rows, count, cols, at(x), at(mu), at(logvar), at(log_weights), own, beside,
-                                   at(log_joint), at(log_product), at(kept_joint), at(kept_each), at(grad_joint),
+                                   at(log_joint), at(log_product), at<double>(kept_joint), at(kept_each), at(grad_joint),
                                    at(grad_product), at(grad_x), at(grad_mu), at(grad_logvar), at(grad_log_weights),
                                    at(scratch)},
                                   threads);

@@ -16,7 +16,8 @@ struct GaussianPairs {
     const void *x, *mu, *logvar, *log_weights;
     double own, beside;
     void *log_joint, *log_product;
-    void *kept_joint, *kept_each;  // [rows], [rows, cols]
+    double* kept_joint;  // [rows]: rounded to float, -1000 nats would put all shares of a row off
+    void* kept_each;     // [rows, cols]
     const void *grad_joint, *grad_product;
     void *grad_x, *grad_mu, *grad_logvar, *grad_log_weights;
     void* scratch;  // gaussian_pairs_scratch(…) bytes

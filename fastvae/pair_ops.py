@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .kernels.layout import accumulator
@@ -45,9 +46,13 @@ def _of_rows(z: Tensor, *shape: int) -> Tensor:
     return z.new_empty(shape, dtype=accumulator(z.dtype))
 
 
+def _kept(z: Tensor) -> Tensor:
+    return z.new_empty((z.shape[0],), dtype=torch.float64)
+
+
 def _aggregate_fake(z: Tensor, mu: Tensor, logvar: Tensor, *, keep: bool, **_: float) -> list[Tensor]:
-    rows, each = (z.shape[0],), (z.shape[0], z.shape[1])
-    return [_of_rows(z, *shape) for shape in (rows, rows, *((rows, each) if keep else ()))]
+    outputs = [_of_rows(z, z.shape[0]) for _ in range(2)]
+    return [*outputs, *([_kept(z), _of_rows(z, z.shape[0], z.shape[1])] if keep else [])]
 
 
 def _aggregate_backward_fake(grad_qz: Any, grad_prod: Any, *tensors: Tensor, **_: float) -> list[Tensor]:
@@ -55,7 +60,7 @@ def _aggregate_backward_fake(grad_qz: Any, grad_prod: Any, *tensors: Tensor, **_
 
 
 def _mixture_fake(z: Tensor, *_: Any, keep: bool) -> list[Tensor]:
-    return [_of_rows(z, z.shape[0]) for _ in range(1 + keep)]
+    return [_of_rows(z, z.shape[0]), *([_kept(z)] if keep else [])]
 
 
 def _mixture_backward_fake(grad: Tensor, *tensors: Tensor) -> list[Tensor]:

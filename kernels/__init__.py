@@ -20,12 +20,13 @@ parameter, reduction)``
 ``rescale_(gradient, upstream)``
     multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
 ``aggregate_posterior_forward(z, mu, logvar, *, own, beside, keep)``
-    → ``[log_qz, log_prod_qz]`` of a mixture of equal weights, whose logarithm is ``own`` more where the row of mu is that
-    of z, ``beside`` more at the next one (cyclic); then if ``keep`` two tensors for the backward alone, ``[B]``, ``[B, D]``.
+    → ``[log_qz, log_prod_qz]`` of a mixture of equal weights, whose logarithm is ``own`` more where the row of mu is
+    that of z, ``beside`` more at the next one (cyclic); then if ``keep`` two tensors for the backward
+    alone: ``[B]`` in float64 and ``[B, D]`` in the dtype of the arithmetic.
 ``aggregate_posterior_backward(grad_qz, grad_prod, z, mu, logvar, kept, kept_each, *, own, beside)``
     → ``[grad_z, grad_mu, grad_logvar]``; either upstream gradient may be None, and what is kept too.
 ``mixture_forward(z, means, logvars, log_weights, *, keep)``, ``mixture_backward(grad, z, …, log_weights, kept)``
-    → ``[log_prob]``, and what is kept, ``[B]``; a gradient of each tensor there is.
+    → ``[log_prob]``, and what is kept, ``[B]`` in float64; a gradient of each tensor there is.
 ``mmd_forward(x, y, *, family, scales, unbiased)``, ``mmd_backward(grad, x, y, *, …, of_y)``
     → ``[MMD²]``; ``[grad_x]``, then grad_y if ``of_y``.
 

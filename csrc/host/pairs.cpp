@@ -371,17 +371,17 @@ template <class V>
 constexpr double LOWEST = SINGLE<V> ? -3e38 : -1e308;
 
 // log Σ of a row: written for the backward, returned in units of `power`.
-template <class V>
-double finish(scalar_t<V> reference, const scalar_t<V>* sum, scalar_t<V>* kept) {
+template <class V, class T>
+double finish(scalar_t<V> reference, const scalar_t<V>* sum, T* kept) {
     const double value = reference + exponent_of<V>(fastvae::FASTVAE_ISA::sum(load(sum, V{})));
-    if (kept != nullptr) *kept = static_cast<scalar_t<V>>(value == -HUGE_VAL ? std::nan("") : value);
+    if (kept != nullptr) *kept = static_cast<T>(value == -HUGE_VAL ? std::nan("") : value);
     return value;
 }
 
 template <class V>
 void write_joint(const GaussianPairs& work, int64_t row, scalar_t<V> reference, const scalar_t<V>* sum) {
     using S = scalar_t<V>;
-    S* const kept = work.kept_joint == nullptr ? nullptr : static_cast<S*>(work.kept_joint) + row;
+    double* const kept = work.kept_joint == nullptr ? nullptr : work.kept_joint + row;
     static_cast<S*>(work.log_joint)[row] = static_cast<S>(finish<V>(reference, sum, kept) * NATS<V>);
 }
 
@@ -404,14 +404,18 @@ int product_forward(const Gaussians<V>& all, int64_t first, int64_t last) {
                 const int64_t row = begin + r;
                 S *const reference = references + r * (cols + 1), *const sum = sums + r * state;
                 V total[VECTORS];
-                if (all.special(row, 1, t)) {
+                const bool special = all.special(row, 1, t);
+                if (special) {
                     all.fill_offsets(row, t, offset);
                     row_with_tile<V, true>(tile, all.x(row), cols, offset, reference, sum, total);
-                    for (int v = 0; v < VECTORS; ++v) total[v] += load(offset + v * LANES<V>, V{});
                 } else {
                     row_with_tile<V, false>(tile, all.x(row), cols, offset, reference, sum, total);
                 }
-                for (int v = 0; v < VECTORS; ++v) total[v] += load(constants + v * LANES<V>, V{});
+                // in the order of the backward: shares that are rounded as their sum was add up to 1
+                for (int v = 0; v < VECTORS; ++v) {
+                    total[v] += load(constants + v * LANES<V>, V{});
+                    if (special) total[v] += load(offset + v * LANES<V>, V{});
+                }
                 accumulate<V>(reference + cols, sum + cols * LANES<V>, total);
             }
         }
@@ -529,12 +533,14 @@ int gaussian_backward(const Gaussians<V>& all, int64_t first, int64_t last) {
             const S* const constants = all.scratch(all.plan.of_constants() + t * WIDTH<V>);
             quad_with_tile<V, FIELDS>(tile, quad.x, work.cols, shares);
             for (int r = 0; r < QUAD; ++r) {
-                const V kept = broadcast<V>(static_cast<const S*>(work.kept_joint)[quad.row[r]]);
+                const double whole = work.kept_joint[quad.row[r]];
+                const V kept = broadcast<V>(static_cast<S>(whole));
+                const V rest = broadcast<V>(static_cast<S>(whole - static_cast<S>(whole)));
                 const V factor = broadcast<V>(r < quad.there ? static_cast<const S*>(work.grad_joint)[quad.row[r]] : 0);
                 for (int v = 0; v < WIDTH<V>; v += LANES<V>) {
                     V exponent = load(shares[r] + v, V{}) + load(constants + v, V{});
                     if (special) exponent += load(offsets[r] + v, V{});
-                    store(shares[r] + v, power(exponent - kept) * factor);
+                    store(shares[r] + v, power(exponent - kept - rest) * factor);
                 }
             }
         }

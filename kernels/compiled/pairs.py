@@ -55,7 +55,7 @@ def aggregate_posterior_forward(
 ) -> list[Tensor]:
     x, m, s = _dense(z, mu, logvar)
     outputs = [x.new_empty(len(x)), x.new_empty(len(x))]
-    kept = [x.new_empty(len(x)), torch.empty_like(x)] if keep else []
+    kept = [x.new_empty(len(x), dtype=torch.float64), torch.empty_like(x)] if keep else []
     _gaussian_pairs(x, m, s, None, own, beside, (*outputs, *(kept or (None, None))), (None, None), (None,) * 4)
     return outputs + kept
 
@@ -87,7 +87,7 @@ def mixture_forward(
 ) -> list[Tensor]:
     x, m, s = _dense(z, means, logvars)
     (weights,) = (None,) if log_weights is None else _dense(log_weights.to(x.dtype))
-    outputs = [x.new_empty(len(x)) for _ in range(1 + keep)]
+    outputs = [x.new_empty(len(x)), *([x.new_empty(len(x), dtype=torch.float64)] if keep else [])]
     written = (outputs[0], None, outputs[1] if keep else None, None)
     _gaussian_pairs(x, m, s, weights, 0.0, 0.0, written, (None, None), (None,) * 4)
     return outputs

@@ -57,7 +57,7 @@ def aggregate_posterior_forward(
         joint.append(torch.logsumexp(densities.sum(2) + offsets, 1))
         each.append(torch.logsumexp(densities + offsets[:, :, None], 1))
     log_qz, log_each = torch.cat(joint), torch.cat(each)
-    return [log_qz, log_each.sum(1), *([log_qz.clone(), log_each] if keep else [])]
+    return [log_qz, log_each.sum(1), *([log_qz.to(torch.float64, copy=True), log_each] if keep else [])]
 
 
 def aggregate_posterior_backward(
@@ -102,7 +102,7 @@ def mixture_forward(
     weights = 0.0 if log_weights is None else log_weights.to(m.dtype)
     parts = [torch.logsumexp(log_densities(zs[at], m, s).sum(2) + weights, 1) for at in _parts(len(z), means.numel())]
     log_prob = torch.cat(parts)
-    return [log_prob, *([log_prob.clone()] if keep else [])]
+    return [log_prob, *([log_prob.to(torch.float64, copy=True)] if keep else [])]
 
 
 def mixture_backward(

@@ -1,4 +1,4 @@
-"""Sums over pairs on a GPU: log-sum-exps over a mixture, jointly and dimension by dimension, sums of kernels, gradients.
+"""Sums over pairs on a GPU: log-sum-exps over a mixture, jointly and by dimension, sums of kernels, gradients.
 
 A program holds ROWS rows of one tensor, all their dimensions, in registers, and walks the rows of the other: of a pair
 of rows and a dimension it reads nothing new, since a row of the other (12 bytes a dimension) serves ROWS of them. What
@@ -102,8 +102,8 @@ def forward(
 
 @triton.jit
 def backward_x(
-    x_ptr, mu_ptr, precision_ptr, constant_ptr, weight_ptr, joint_ptr, each_ptr, grad_joint_ptr, grad_product_ptr,
-    out_ptr, own: tl.float64, beside: tl.float64, rows, count, cols, span,
+    x_ptr, mu_ptr, precision_ptr, constant_ptr, weight_ptr, joint_ptr, rest_ptr, each_ptr, grad_joint_ptr,
+    grad_product_ptr, out_ptr, own: tl.float64, beside: tl.float64, rows, count, cols, span,
     JOINT: tl.constexpr, PRODUCT: tl.constexpr, OFFSET: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Σ over one chunk of mu of u·w·(x − mu), u the share of a pair in what its row has of upstream gradients."""
@@ -117,6 +117,7 @@ def backward_x(
     sums = tl.zeros((ROWS, BLOCK), real)
     if JOINT:
         kept_joint = tl.load(joint_ptr + row, row < rows, other=0)
+        rest = tl.load(rest_ptr + row, row < rows, other=0)
         grad_joint = tl.load(grad_joint_ptr + row, row < rows, other=0)
     if PRODUCT:
         kept_each = tl.load(each_ptr + at, there, other=0)
@@ -132,7 +133,7 @@ def backward_x(
             exponent = tl.sum(square * precision, axis=1) + tl.load(weight_ptr + j)
             if OFFSET:
                 exponent += offset
-            joint_share = (power(exponent - kept_joint) * grad_joint)[:, None]
+            joint_share = (power(exponent - kept_joint - rest) * grad_joint)[:, None]
         if PRODUCT:
             each = square * precision + tl.load(constant_ptr + of_j, d < cols, other=0)[None, :]
             if OFFSET:
@@ -148,8 +149,8 @@ def backward_x(
 
 @triton.jit
 def backward_y(
-    x_ptr, mu_ptr, precision_ptr, constant_ptr, weight_ptr, joint_ptr, each_ptr, grad_joint_ptr, grad_product_ptr,
-    mass_ptr, first_ptr, second_ptr, own: tl.float64, beside: tl.float64, rows, count, cols, span,
+    x_ptr, mu_ptr, precision_ptr, constant_ptr, weight_ptr, joint_ptr, rest_ptr, each_ptr, grad_joint_ptr,
+    grad_product_ptr, mass_ptr, first_ptr, second_ptr, own: tl.float64, beside: tl.float64, rows, count, cols, span,
     JOINT: tl.constexpr, PRODUCT: tl.constexpr, OFFSET: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of ROWS rows of mu, over one chunk of x: Σ u, Σ u·(x − mu), Σ u·(x − mu)²; the first by dimension if PRODUCT."""
@@ -176,10 +177,10 @@ def backward_y(
         if OFFSET:
             offset = offsets_of(i, j, count, own, beside)
         if JOINT:
-            exponent = tl.sum(square * precision, axis=1) + weight - tl.load(joint_ptr + i)
+            exponent = tl.sum(square * precision, axis=1) + weight
             if OFFSET:
                 exponent += offset
-            joint_share = power(exponent) * tl.load(grad_joint_ptr + i)
+            joint_share = power(exponent - tl.load(joint_ptr + i) - tl.load(rest_ptr + i)) * tl.load(grad_joint_ptr + i)
         if PRODUCT:
             each = square * precision + constant
             if OFFSET:
@@ -330,7 +331,9 @@ class _Mixture:
             "JOINT": grad_joint is not None, "PRODUCT": product, "OFFSET": any(self.offsets),
         }  # fmt: skip
         grads = (None if t is None else t.to(self.dtype).contiguous() for t in (grad_joint, grad_product))
-        read = [self.x if t is None else t for t in (joint, each, *grads)]
+        kept = None if joint is None else joint.to(self.dtype)
+        rest = None if joint is None or kept is None else (joint - kept).to(self.dtype)
+        read = [self.x if t is None else t for t in (kept, rest, each, *grads)]
         tiles = walk(rows, count, cols, TILE, self.dtype)
         of_x = self.x.new_empty((tiles.chunks, rows, cols))
         run(
@@ -350,7 +353,7 @@ class _Mixture:
 
     def kept(self, values: Tensor) -> Tensor:
         """For the backward: NaN where a density is 0, and none has a share."""
-        return torch.where(values == -math.inf, math.nan, values).to(self.dtype)
+        return torch.where(values == -math.inf, math.nan, values)
 
 
 def _rounded(gradients: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
@@ -366,7 +369,7 @@ def aggregate_posterior_forward(
     joint, each = mixture.forward(product=True)
     assert each is not None
     outputs = [(value * mixture.unit).to(mixture.dtype) for value in (joint, each.sum(1))]
-    return [*outputs, *([mixture.kept(joint), mixture.kept(each)] if keep else [])]
+    return [*outputs, *([mixture.kept(joint), mixture.kept(each).to(mixture.dtype)] if keep else [])]
 
 
 def aggregate_posterior_backward(
