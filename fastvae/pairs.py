@@ -157,13 +157,19 @@ def mmd(
     """
     x, y = _rows("z", z), _rows("prior_z", prior_z)
     _same_latent("prior_z", prior_z, "z", z)
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, got {kernel!r}")
+    kernel = kernel_of(kernel)
     scales = kernel_scales(bandwidth, x.shape[1])
     for name, value in (("z", z), ("prior_z", prior_z)):
         if unbiased and len(value) < 2:
             raise ValueError(f"{name} must have at least 2 rows for the unbiased estimate, got {list(value.shape)}")
     return autograd.apply(MMD, _one_dtype(x, y), (kernel, scales, bool(unbiased)))[0]
+
+
+def kernel_of(value: object) -> str:
+    """``value`` if it is a kernel."""
+    if value not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, got {value!r}")
+    return str(value)
 
 
 def kernel_scales(bandwidth: object, dimensions: int = 1) -> list[float]:
