@@ -191,6 +191,33 @@ void define(py::module_& module) {
                });
 }
 
+// Sums over pairs, which have loops on a CPU only.
+void define_pairs(py::module_& module) {
+    module.def("pairs_scratch", &pairs_scratch);
+    module.def("gaussian_pairs",
+               [](int type, int64_t rows, int64_t count, int64_t cols, Address x, Address mu, Address logvar,
+                  Address log_weights, double own, double beside, Address log_joint, Address log_product,
+                  Address kept_joint, Address kept_each, Address grad_joint, Address grad_product, Address grad_x,
+                  Address grad_mu, Address grad_logvar, Address grad_log_weights, Address scratch, int threads) {
+                   const ReleaseGIL release(LONG);
+                   gaussian_pairs({type, rows, count, cols, at(x), at(mu), at(logvar), at(log_weights), own, beside,
+                                   at(log_joint), at(log_product), at<double>(kept_joint), at(kept_each), at(grad_joint),
+                                   at(grad_product), at(grad_x), at(grad_mu), at(grad_logvar), at(grad_log_weights),
+                                   at(scratch)},
+                                  threads);
+               });
+    module.def("kernel_pairs",
+               [](int type, int64_t rows, int64_t count, int64_t cols, Address x, Address y, int kernel,
+                  const std::vector<double>& scales, Address sums, Address grad_x, Address grad_y, Address scratch,
+                  int threads) {
+                   const ReleaseGIL release(LONG);
+                   kernel_pairs({type, rows, count, cols, at(x), at(y), kernel, scales.data(),
+                                 static_cast<int64_t>(scales.size()), at<double>(sums), at(grad_x), at(grad_y),
+                                 at(scratch)},
+                                threads);
+               });
+}
+
 }  // namespace
 }  // namespace fastvae
 
@@ -205,6 +232,7 @@ PYBIND11_MODULE(_C, module) {
         }
     });
     fastvae::define<int>(module);
+    fastvae::define_pairs(module);
 #ifdef FASTVAE_WITH_CUDA
     py::module_ cuda = module.def_submodule("cuda");
     cuda.attr("PARTIALS") = fastvae::device::PARTIALS;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "pairs.h"
 #include "work.h"
 
 namespace fastvae {
@@ -71,5 +72,9 @@ void latent_backward(Latent work, Reduction reduction, int threads);
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
                  int threads);
 void rescale(Rescale work, const void* upstream, int upstream_type, int threads);
+void gaussian_pairs(const GaussianPairs& work, int threads);
+void kernel_pairs(const KernelPairs& work, int threads);
+// Bytes that either of them wants: `fields` is 3 with a product over dimensions, 2 without, 1 for a kernel.
+int64_t pairs_scratch(int type, int64_t rows, int64_t count, int64_t cols, int fields, bool backward);
 
 }  // namespace fastvae

@@ -33,6 +33,7 @@ from .functional import (
     zero_inflated_negative_binomial_nll,
     zero_inflated_negative_binomial_nll_from_scores,
 )
+from .pairs import aggregate_posterior, gaussian_mixture_log_prob, mmd
 from .registry import backends, use_backend
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
+    "aggregate_posterior",
     "backends",
     "bce",
     "bce_with_logits",
@@ -55,10 +57,12 @@ __all__ = [
     "elbo_loss",
     "functional",
     "gaussian_kl",
+    "gaussian_mixture_log_prob",
     "gaussian_nll",
     "l1",
     "laplace_nll",
     "linear_bce",
+    "mmd",
     "mse",
     "negative_binomial_nll",
     "negative_binomial_nll_from_scores",

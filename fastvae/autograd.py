@@ -306,6 +306,12 @@ ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
 _TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO)}
 
 
+def register(op: Op) -> Op:
+    """``op``, from now on one of those that :func:`apply` knows."""
+    _TRACED[op.primitive] = _traced(op)
+    return op
+
+
 def one_pass(recon: Tensor, reduction: str, *tensors: Tensor | None) -> bool:
     """Whether the forward should write the gradient: it is wanted, and one number, or one an example, will scale it.
 

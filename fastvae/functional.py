@@ -28,6 +28,7 @@ from torch.distributions import Distribution
 from . import autograd, checks, compose, linear
 from .kernels import likelihoods
 from .kernels.layout import accumulator
+from .pairs import aggregate_posterior, gaussian_mixture_log_prob, mmd  # noqa: F401  (they are functions of this module)
 from .random import draw_seed
 
 LIKELIHOODS = likelihoods.NAMES

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import pair_ops
 from .kernels.layout import accumulator, loss_dtype, loss_shape
 from .kernels.parameters import gradient_dtype
 from .registry import backend_for
@@ -38,6 +39,7 @@ _SCHEMAS = {
     "bool log_scale, float low, float high, float beta, float free_bits, str reduction, bool with_gradient) "
     "-> Tensor[]",
     "rescale_": "(Tensor(a!) gradient, Tensor upstream) -> ()",
+    **pair_ops.SCHEMAS,
 }
 
 
@@ -155,6 +157,7 @@ _IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "reconstruction_backward": (_reconstruction_backward, _reconstruction_backward_fake),
     "elbo_forward": (_elbo_forward, _elbo_forward_fake),
     "rescale_": (_rescale_, _rescale_fake),
+    **pair_ops.IMPLEMENTATIONS,
 }
 
 for _name, _schema in _SCHEMAS.items():

@@ -239,4 +239,10 @@ void rescale(Rescale work, const void* upstream, int upstream_type, int threads)
     run(FASTVAE_PICK(rescale_span), work, grid, 1, threads);
 }
 
+void gaussian_pairs(const GaussianPairs& work, int threads) { FASTVAE_PICK(gaussian_pairs)(work, threads); }
+void kernel_pairs(const KernelPairs& work, int threads) { FASTVAE_PICK(kernel_pairs)(work, threads); }
+int64_t pairs_scratch(int type, int64_t rows, int64_t count, int64_t cols, int fields, bool backward) {
+    return FASTVAE_PICK(pairs_scratch)(type, rows, count, cols, fields, backward);
+}
+
 }  // namespace fastvae

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 from . import native
+from .pairs import (  # noqa: F401
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from .primitives import Compiled
 
 

@@ -12,6 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from ..work import WithTensor
 from . import native
 from .primitives import Compiled

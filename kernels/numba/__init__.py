@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 from ..layout import BLOCK, address
+from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from ..work import NO_PRIOR, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import latent, memory, reconstruction, threads
 from .intrinsics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8

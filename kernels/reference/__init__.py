@@ -5,12 +5,26 @@ from __future__ import annotations
 from torch import Tensor
 
 from .latent import latent_backward, latent_forward
+from .pairs import (
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from .reconstruction import reconstruction_backward, reconstruction_forward, rescale_
 
 __all__ = [
+    "aggregate_posterior_backward",
+    "aggregate_posterior_forward",
     "elbo_forward",
     "latent_backward",
     "latent_forward",
+    "mixture_backward",
+    "mixture_forward",
+    "mmd_backward",
+    "mmd_forward",
     "reconstruction_backward",
     "reconstruction_forward",
     "rescale_",
