@@ -436,8 +436,8 @@ def mmd_forward(x: Tensor, y: Tensor, *, family: str, scales: Sequence[float], u
     if x.shape[1] > MOST_DIMENSIONS:
         return reference.mmd_forward(x, y, family=family, scales=scales, unbiased=unbiased)
     a, b, c = _dense(x, y, scales)
-    totals = [_kernels(*pair, family, c, slope=False).sum() for pair in ((a, a), (b, b), (a, b))]
-    return [mmd_total(*totals, len(a), len(b), scales, unbiased).to(a.dtype)]
+    of_x, of_y, between = (_kernels(*pair, family, c, slope=False).sum() for pair in ((a, a), (b, b), (a, b)))
+    return [mmd_total(of_x, of_y, between, len(a), len(b), scales, unbiased).to(a.dtype)]
 
 
 def mmd_backward(
