@@ -10,6 +10,15 @@ import importlib
 from types import ModuleType
 
 from . import functional, nn, random
+from .discrete import (
+    categorical_kl,
+    categorical_nll,
+    discretized_logistic_mixture_nll,
+    discretized_logistic_mixture_sample,
+    discretized_logistic_nll,
+    gumbel_softmax,
+    straight_through_sample,
+)
 from .functional import (
     bce,
     bce_with_logits,
@@ -31,6 +40,7 @@ from .functional import (
     zero_inflated_negative_binomial_nll,
     zero_inflated_negative_binomial_nll_from_scores,
 )
+from .importance import gaussian_log_prob, importance_weighted_bound, log_q_minus_log_p
 from .registry import backends, use_backend
 
 __version__ = "0.1.0"
@@ -49,14 +59,23 @@ __all__ = [
     "backends",
     "bce",
     "bce_with_logits",
+    "categorical_kl",
+    "categorical_nll",
     "continuous_bernoulli_with_logits",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_mixture_sample",
+    "discretized_logistic_nll",
     "elbo_loss",
     "functional",
     "gaussian_kl",
+    "gaussian_log_prob",
     "gaussian_nll",
+    "gumbel_softmax",
+    "importance_weighted_bound",
     "l1",
     "laplace_nll",
     "linear_bce",
+    "log_q_minus_log_p",
     "mse",
     "negative_binomial_nll",
     "negative_binomial_nll_from_scores",
@@ -66,6 +85,7 @@ __all__ = [
     "random",
     "reparameterize",
     "sample_with_kl",
+    "straight_through_sample",
     "use_backend",
     "vae_loss",
     "zero_inflated_negative_binomial_nll",

@@ -18,6 +18,10 @@ using Span = int (*)(const WORK& work, int64_t first, int64_t last);
     Span<Latent> latent_forward_span(const Latent&);                 \
     Span<Latent> latent_backward_span(const Latent&);                \
     Span<Rescale> rescale_span(const Rescale&);                      \
+    Span<Mixture> mixture_span(const Mixture&);                      \
+    Span<Logistic> logistic_span(const Logistic&);                   \
+    Span<Categorical> categorical_span(const Categorical&);          \
+    Span<LogRatio> log_ratio_span(const LogRatio&);                  \
     std::vector<std::string> likelihood_names(bool with_tensor);     \
     bool evaluate(const std::string& name, const float* numbers, float* results, int64_t count);
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .latent import latent_backward, latent_forward
 from .reconstruction import reconstruction_backward, reconstruction_forward, rescale_
+from .rows import rows_backward, rows_forward
 
 __all__ = [
     "elbo_forward",
@@ -14,6 +15,8 @@ __all__ = [
     "reconstruction_backward",
     "reconstruction_forward",
     "rescale_",
+    "rows_backward",
+    "rows_forward",
 ]
 
 
