@@ -221,6 +221,62 @@ void define_pairs(py::module_& module) {
 }  // namespace
 }  // namespace fastvae
 
+namespace fastvae {
+namespace {
+
+RowTerm row_term(int type, double weight, Address upstream, Address values) {
+    return {type, weight, at(upstream), at<double>(values)};
+}
+
+// Terms of which a CPU has kernels: each returns whether a target was seen outside its range.
+void define_row_terms(py::module_& module) {
+    module.def("logistic_mixture",
+               [](int type, double weight, Address upstream, Address values, int target_type, int channels,
+                  bool channels_last, int64_t components, int64_t examples, int64_t pixels, Address params, Address target,
+                  Address grad, int threads) {
+                   const Mixture work{row_term(type, weight, upstream, values), target_type, channels, channels_last,
+                                      components, examples, pixels, at(params), at(target), at(grad)};
+                   const ReleaseGIL release(work.total());
+                   return mixture(work, threads);
+               });
+    module.def("logistic",
+               [](int type, int target_type, int64_t rows, int64_t cols, int64_t total, Address mean, int64_t mean_stride,
+                  Address target, int64_t target_stride, Address log_scale, int64_t log_scale_stride, double weight,
+                  Address upstream, int64_t upstream_stride, bool upstream_by_element, Address nll, Address sums,
+                  Address grad_mean, Address grad_log_scale, int threads) {
+                   const Logistic work{type, target_type, {rows, cols, total}, at(mean), mean_stride, at(log_scale),
+                                       log_scale_stride, at(target), target_stride, weight, at(upstream), upstream_stride,
+                                       upstream_by_element, at(nll), at<double>(sums), at(grad_mean), at(grad_log_scale)};
+                   const ReleaseGIL release(total);
+                   return logistic(work, threads);
+               });
+    module.def("categorical",
+               [](int type, double weight, Address upstream, Address values, int64_t rows, int64_t cols, Address logits,
+                  Address target, Address logits_p, double unimix, double weight_p, Address grad, Address grad_p,
+                  int threads) {
+                   const Categorical work{row_term(type, weight, upstream, values), rows, cols, at(logits),
+                                          at<int64_t>(target), at(logits_p), unimix, weight_p, at(grad), at(grad_p)};
+                   const ReleaseGIL release(rows * cols);
+                   return categorical(work, threads);
+               });
+    module.def("log_ratio",
+               [](int type, double weight, Address upstream, Address values, bool alone, int64_t samples, int64_t examples, int64_t cols,
+                  Address z, Address mu, Address logvar, Address prior_mu, Address prior_logvar, Address grad_z,
+                  Address grad_mu, Address grad_logvar, Address grad_prior_mu, Address grad_prior_logvar, int threads) {
+                   const LogRatio work{row_term(type, weight, upstream, values), alone, samples, examples, cols, at(z), at(mu),
+                                       at(logvar), at(prior_mu), at(prior_logvar), at(grad_z), at(grad_mu), at(grad_logvar),
+                                       at(grad_prior_mu), at(grad_prior_logvar)};
+                   const ReleaseGIL release(samples * examples * cols);
+                   log_ratio(work, threads);
+               });
+    module.def("sum_rows", [](Address values, int64_t rows, int64_t cols, Address sums) {
+        sum_rows(at<double>(values), rows, cols, at<double>(sums));
+    });
+}
+
+}  // namespace
+}  // namespace fastvae
+
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Fused VAE kernels on raw addresses; see kernels/compiled/.";
     module.def("instruction_sets", &fastvae::instruction_sets);
@@ -233,6 +289,7 @@ PYBIND11_MODULE(_C, module) {
     });
     fastvae::define<int>(module);
     fastvae::define_pairs(module);
+    fastvae::define_row_terms(module);
 #ifdef FASTVAE_WITH_CUDA
     py::module_ cuda = module.def_submodule("cuda");
     cuda.attr("PARTIALS") = fastvae::device::PARTIALS;

@@ -67,6 +67,12 @@ bool evaluate(const std::string& function, const float* numbers, float* results,
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads);
 void reconstruction_backward(Reconstruction work, Reduction reduction, int threads);
 int with_tensor(const WithTensor& work, int threads);
+int mixture(const Mixture& work, int threads);
+int logistic(const Logistic& work, int threads);
+int categorical(const Categorical& work, int threads);
+void log_ratio(const LogRatio& work, int threads);
+// Σ of each row, added in pairs.
+void sum_rows(const double* values, int64_t rows, int64_t cols, double* sums);
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads);
 void latent_backward(Latent work, Reduction reduction, int threads);
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,

@@ -12,6 +12,15 @@ from types import ModuleType
 from torch import fx as _fx
 
 from . import functional, nn, random
+from .discrete import (
+    categorical_kl,
+    categorical_nll,
+    discretized_logistic_mixture_nll,
+    discretized_logistic_mixture_sample,
+    discretized_logistic_nll,
+    gumbel_softmax,
+    straight_through_sample,
+)
 from .functional import (
     bce,
     bce_with_logits,
@@ -33,6 +42,7 @@ from .functional import (
     zero_inflated_negative_binomial_nll,
     zero_inflated_negative_binomial_nll_from_scores,
 )
+from .importance import gaussian_log_prob, importance_weighted_bound, log_q_minus_log_p
 from .pairs import aggregate_posterior, gaussian_mixture_log_prob, mmd
 from .registry import backends, use_backend
 
@@ -53,15 +63,24 @@ __all__ = [
     "backends",
     "bce",
     "bce_with_logits",
+    "categorical_kl",
+    "categorical_nll",
     "continuous_bernoulli_with_logits",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_mixture_sample",
+    "discretized_logistic_nll",
     "elbo_loss",
     "functional",
     "gaussian_kl",
+    "gaussian_log_prob",
     "gaussian_mixture_log_prob",
     "gaussian_nll",
+    "gumbel_softmax",
+    "importance_weighted_bound",
     "l1",
     "laplace_nll",
     "linear_bce",
+    "log_q_minus_log_p",
     "mmd",
     "mse",
     "negative_binomial_nll",
@@ -72,6 +91,7 @@ __all__ = [
     "random",
     "reparameterize",
     "sample_with_kl",
+    "straight_through_sample",
     "use_backend",
     "vae_loss",
     "zero_inflated_negative_binomial_nll",

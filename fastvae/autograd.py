@@ -26,6 +26,7 @@ from .kernels import reference
 from .kernels.layout import TOTAL_REDUCTIONS
 from .kernels.reference import latent as reference_latent
 from .kernels.reference import reconstruction as reference_reconstruction
+from .kernels.reference import rows as reference_rows
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
@@ -240,6 +241,29 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
     return (*gradients, *of_latent)
 
 
+def _of_rows(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
+    (grad,) = grads[:1]
+    if grad is None:
+        return ()
+    inputs, traced = saved[:5], saved[5:]
+    options = {name: value for name, value in ctx.options.items() if name != "with_gradient"}
+    places = reference_rows.differentiable(options["term"], inputs)
+    gradients = [] if again else _take_gradient(ctx, primitives, traced, grad)
+    if not gradients:
+        gradients = primitives.rows_backward(grad, *inputs, **options)
+    needed: list[Tensor | None] = [None] * 5
+    for place, gradient in zip(places, gradients, strict=True):
+        needed[place] = gradient if ctx.needs_input_grad[place] else None
+    return tuple(needed)
+
+
+def _rows_expression(*tensors: Tensor | None, with_gradient: bool, **options: Any) -> tuple[Tensor, ...]:
+    value = reference_rows.rows_value(*tensors, **options)
+    if not with_gradient:
+        return (value,)
+    return value, *reference.rows_backward(torch.ones_like(value), *tensors, **options)
+
+
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return a if b is None else b
@@ -303,7 +327,15 @@ ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
     _of_elbo,
     _elbo_expression,
 )
-_TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO)}
+ROWS = Op(  # the tensors of a term of kernels/reference/rows.py
+    "rows_forward",
+    5,
+    ("term", "channels", "channels_last", "unimix", "balance", "reduction", "with_gradient"),
+    1,
+    _of_rows,
+    _rows_expression,
+)
+_TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO, ROWS)}
 
 
 def register(op: Op) -> Op:

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import pair_ops
 from .kernels.layout import accumulator, loss_dtype, loss_shape
 from .kernels.parameters import gradient_dtype
+from .kernels.rows import TERMS, value_dtype, value_shape
 from .registry import backend_for
 
 _library = torch.library.Library("fastvae", "DEF")
@@ -29,6 +30,9 @@ _RECONSTRUCTION = (
     "Tensor recon, Tensor target, Tensor? parameter_tensor=None, Tensor? zero_logits=None, Tensor? library=None"
 )
 _RECONSTRUCTION_OPTIONS = "str likelihood, float parameter, str reduction"
+# the terms of kernels/reference/rows.py
+_ROWS = "Tensor a, Tensor b, Tensor? c=None, Tensor? d=None, Tensor? e=None"
+_ROWS_OPTIONS = "str term, int channels, bool channels_last, float unimix, float balance"
 
 _SCHEMAS = {
     "latent_forward": f"({_LATENT}, *, {_LATENT_OPTIONS}) -> Tensor[]",
@@ -38,6 +42,8 @@ _SCHEMAS = {
     "elbo_forward": "(Tensor recon, Tensor target, Tensor mu, Tensor scale, *, str likelihood, float parameter, "
     "bool log_scale, float low, float high, float beta, float free_bits, str reduction, bool with_gradient) "
     "-> Tensor[]",
+    "rows_forward": f"({_ROWS}, *, {_ROWS_OPTIONS}, str reduction, bool with_gradient) -> Tensor[]",
+    "rows_backward": f"(Tensor grad, {_ROWS}, *, {_ROWS_OPTIONS}, str reduction) -> Tensor[]",
     "rescale_": "(Tensor(a!) gradient, Tensor upstream) -> ()",
     **pair_ops.SCHEMAS,
 }
@@ -85,6 +91,14 @@ def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, *args: Tensor | No
 
 def _elbo_forward(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, **options: Any) -> list[Tensor]:
     return backend_for(recon.device.type).elbo_forward(recon, target, mu, scale, **unbounded(options))
+
+
+def _rows_forward(a: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
+    return backend_for(a.device.type).rows_forward(a, *args, **options)
+
+
+def _rows_backward(grad: Tensor, a: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
+    return backend_for(a.device.type).rows_backward(grad, a, *args, **options)
 
 
 def _rescale_(gradient: Tensor, upstream: Tensor) -> None:
@@ -146,6 +160,21 @@ def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient:
     return [_loss_like(recon, reduction) for _ in range(3)] + ([_like(recon)] if with_gradient else [])
 
 
+def _rows_forward_fake(
+    *tensors: Tensor | None, term: str, channels_last: bool, reduction: str, with_gradient: bool, **_: Any
+) -> list[Tensor]:
+    first = tensors[0]
+    assert first is not None
+    values = first.new_empty(()).expand(value_shape(term, first, channels_last))
+    gradients = [t for t in tensors[: TERMS[term].differentiable] if t is not None] if with_gradient else []
+    loss = values.new_empty(loss_shape(reduction, values), dtype=value_dtype(term, reduction, first.dtype))
+    return [loss, *map(_like, gradients)]
+
+
+def _rows_backward_fake(grad: Tensor, *tensors: Tensor | None, term: str, **_: Any) -> list[Tensor]:
+    return [_like(t) for t in tensors[: TERMS[term].differentiable] if t is not None]
+
+
 def _rescale_fake(gradient: Tensor, upstream: Tensor) -> None:
     return None
 
@@ -156,6 +185,8 @@ _IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "reconstruction_forward": (_reconstruction_forward, _reconstruction_forward_fake),
     "reconstruction_backward": (_reconstruction_backward, _reconstruction_backward_fake),
     "elbo_forward": (_elbo_forward, _elbo_forward_fake),
+    "rows_forward": (_rows_forward, _rows_forward_fake),
+    "rows_backward": (_rows_backward, _rows_backward_fake),
     "rescale_": (_rescale_, _rescale_fake),
     **pair_ops.IMPLEMENTATIONS,
 }

@@ -22,6 +22,7 @@ PAGES: dict[str, Any] = {
     "Performance": ["performance.md", "measured/*.md"],
     "Troubleshooting": "troubleshooting.md",
     "Reference": ["api/functions.md", "api/modules.md", "api/models.md", "api/other.md"],
+    "Which call": "which-call.md",
     "How it works": ["mathematics.md", "pairs.md", "noise.md", "how-a-call-travels.md", "design.md"],
 }
 #: pages made of files that lie elsewhere, and those whose own title is long

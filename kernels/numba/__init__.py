@@ -17,6 +17,7 @@ from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs
     mmd_backward,
     mmd_forward,
 )
+from ..reference.rows import rows_backward, rows_forward
 from ..work import NO_PRIOR, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import latent, memory, reconstruction, threads
 from .intrinsics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8
@@ -149,3 +150,6 @@ latent_forward = _primitives.latent_forward
 reconstruction_backward = _primitives.reconstruction_backward
 reconstruction_forward = _primitives.reconstruction_forward
 rescale_ = _primitives.rescale_
+
+__all__ = ["elbo_forward", "latent_backward", "latent_forward", "reconstruction_backward", "reconstruction_forward"]
+__all__ += ["rescale_", "rows_backward", "rows_forward"]  # the last two are the reference's compositions

@@ -14,6 +14,7 @@ from .pairs import (
     mmd_forward,
 )
 from .reconstruction import reconstruction_backward, reconstruction_forward, rescale_
+from .rows import rows_backward, rows_forward
 
 __all__ = [
     "aggregate_posterior_backward",
@@ -28,6 +29,8 @@ __all__ = [
     "reconstruction_backward",
     "reconstruction_forward",
     "rescale_",
+    "rows_backward",
+    "rows_forward",
 ]
 
 
