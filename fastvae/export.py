@@ -37,8 +37,9 @@ def decompositions() -> dict[Any, Callable[..., list[Tensor]]]:
     table: dict[Any, Callable[..., list[Tensor]]] = {}
     for op in (autograd.LATENT, autograd.RECONSTRUCTION, autograd.ELBO):
         table[ops.BY_NAME[op.primitive]] = _of_operator(op.expression)
-    for name in ("latent_backward", "reconstruction_backward"):
-        table[ops.BY_NAME[name]] = _of_operator(getattr(reference, name))
+    for name, operator in ops.BY_NAME.items():
+        if name != "rescale_" and operator not in table:
+            table[operator] = _of_operator(getattr(reference, name))
     return table
 
 

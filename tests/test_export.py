@@ -208,3 +208,29 @@ def test_a_package_of_aotinductor(tmp_path: Path) -> None:
     given = inputs(OTHER_BATCH)
     for got, want in zip(torch._inductor.aoti_load_package(path)(*given), Sampled()(*given), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_the_other_terms_decompose() -> None:
+    """Sums over pairs and terms of rows: exported, and then free of the operators."""
+    z, mu, logvar = (torch.randn(6, 3) for _ in range(3))
+    bytes_of = torch.zeros(2, 2, 2, 3, dtype=torch.uint8)
+    calls: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = [
+        (lambda a, b, c: fastvae.aggregate_posterior(a, b, c, dataset_size=100)[0], (z, mu, logvar)),
+        (lambda a, b, c: fastvae.gaussian_mixture_log_prob(a, b, c, torch.zeros(6)), (z, mu, logvar)),
+        (fastvae.mmd, (z, mu)),
+        (fastvae.log_q_minus_log_p, (z, mu, logvar)),
+        (fastvae.categorical_kl, (z, mu)),
+        (lambda a: fastvae.categorical_nll(a, torch.arange(6) % 3), (z,)),
+        (lambda a: fastvae.discretized_logistic_mixture_nll(a, bytes_of), (torch.randn(2, 2, 2, 20),)),
+    ]
+    for function, inputs in calls:
+
+        class Term(torch.nn.Module):
+            def forward(self, *tensors: Tensor) -> Tensor:
+                return function(*tensors)  # noqa: B023  (exported at once)
+
+        program = torch.export.export(Term(), inputs)
+        free = program.run_decompositions(export.decompositions())
+        assert "fastvae" in str(program.graph)
+        assert "fastvae" not in str(free.graph)
+        torch.testing.assert_close(free.module()(*inputs), function(*inputs), **CLOSE)

@@ -72,7 +72,12 @@ def log_prob(z: Tensor, mu: Tensor, logvar: Tensor, *_: None, **options: Any) ->
 
 
 def log_ratio(
-    z: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, **options: Any
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """log q(z) − log p(z) over the last axis, p = N(0, I) unless given: the two constants ½·log 2π are gone."""
     log_q = -0.5 * ((z - mu) ** 2 * torch.exp(-logvar) + logvar)
@@ -100,6 +105,8 @@ def check_target(term: str, first: Tensor, *others: Tensor | None) -> None:
     """Raise the ``ValueError`` of a target beyond its range, which only the data show; NaN is not."""
     target = others[1 if term == "logistic" else 0]
     if not term.startswith(("logistic", "categorical_nll")) or target is None or not target.numel():
+        return
+    if type(target) is not Tensor:  # of a tracer: it has no data
         return
     if target.is_floating_point():
         wrong = bool(outside(target, Domain.UNIT, ROUNDING).any())
