@@ -75,8 +75,8 @@ def discretized_logistic_nll(
         ValueError: shapes or devices differ, the reduction is not one, or (on a CPU) a target is outside its range.
 
     >>> x = torch.tensor([[0, 127, 255]], dtype=torch.uint8)
-    >>> discretized_logistic_nll(torch.zeros(1, 3), x, log_scale=0.0, reduction="none")
-    tensor([[1.3105, 6.2344, 1.3105]])
+    >>> discretized_logistic_nll(torch.zeros(1, 3), x, log_scale=0.0, reduction="none").round(decimals=2)
+    tensor([[1.3100, 6.2300, 1.3100]])
     """
     mean = checks.tensor("mean", mean)
     target, reduction = _levels(target, mean), checks.reduction(reduction)
@@ -380,7 +380,7 @@ def gumbel_softmax(
         TypeError: an argument is not of a type named here.
         ValueError: there are no classes, or ``temperature`` is not positive.
 
-    >>> gumbel_softmax(torch.zeros(2, 5), temperature=0.5, seed=0).sum(-1)
+    >>> gumbel_softmax(torch.zeros(2, 5), temperature=0.5, seed=0).sum(-1).round(decimals=4)
     tensor([1., 1.])
     """
     logits = checks.tensor("logits", logits)

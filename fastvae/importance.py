@@ -124,6 +124,7 @@ def importance_weighted_bound(log_w: Tensor, z: Tensor | None = None) -> Tensor:
         ValueError: there are no samples, or shapes do not fit, or z has no gradient.
 
     >>> mu, logvar = torch.zeros(8, 4, requires_grad=True), torch.zeros(8, 4, requires_grad=True)
+    >>> import fastvae
     >>> z = fastvae.reparameterize(mu, logvar, samples=16)
     >>> log_p_x = -(z**2).sum(-1)  # a decoder's log-likelihood, [16, 8]
     >>> log_w = log_p_x - log_q_minus_log_p(z, mu.detach(), logvar.detach(), samples=16)
