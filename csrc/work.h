@@ -83,6 +83,71 @@ struct Latent {
     void* grad_prior_logvar;
 };
 
+constexpr int64_t MIXTURE_TILE = 32;  // pixels that are worked on at once: a multiple of every register's lanes
+
+// Terms that are one number for a row of dense tensors, `values`; null in a backward. Gradients are times weight and, if there
+// is one, upstream: one number a row, in the type of the arithmetic.
+struct RowTerm {
+    int type;
+    double weight;
+    const void* upstream;
+    double* values;
+};
+
+// Rows are pixels: `pixels` of each example, of 10·components parameters (3·components for one channel). channels_last: those
+// of a pixel lie together, else those of a channel.
+struct Mixture {
+    RowTerm of;
+    int target_type, channels;  // of the target: uint8, or the type of the arithmetic
+    bool channels_last;
+    int64_t components, examples, pixels;
+    const void *params, *target;
+    void* grad;
+
+    int64_t tiles() const { return (pixels + MIXTURE_TILE - 1) / MIXTURE_TILE; }
+    int64_t total() const { return examples * pixels * components * (channels == 3 ? 10 : 3); }
+};
+
+// Rows of logits; of one target each, or of two distributions.
+struct Categorical {
+    RowTerm of;
+    int64_t rows, cols;
+    const void* logits;
+    const int64_t* target;
+    const void* logits_p;  // null: the negative log-likelihood of the target
+    double unimix, weight_p;  // the latter, and weight, are those of the gradients in p and q
+    void *grad, *grad_p;
+};
+
+// log q − log p of z, or log q alone: rows are `samples` of each example, one after the other.
+struct LogRatio {
+    RowTerm of;
+    bool alone;
+    int64_t samples, examples, cols;
+    const void *z, *mu, *logvar, *prior_mu, *prior_logvar;  // the last two null: N(0, I)
+    void *grad_z, *grad_mu, *grad_logvar, *grad_prior_mu, *grad_prior_logvar;  // all or none
+};
+
+// One discretised logistic an element; what has an address is written: nll by element or the sum of each row. Upstream as in
+// Reconstruction.
+struct Logistic {
+    int type, target_type;
+    Rows grid;
+    const void* mean;
+    int64_t mean_stride;
+    const void* log_scale;
+    int64_t log_scale_stride;
+    const void* target;
+    int64_t target_stride;
+    double weight;
+    const void* upstream;
+    int64_t upstream_stride;
+    bool upstream_by_element;
+    void* nll;
+    double* sums;
+    void *grad_mean, *grad_log_scale;
+};
+
 constexpr int64_t ROW_BLOCK = 4096;  // elements of a row where tensors are dense: a multiple of every tile
 
 struct Rescale {

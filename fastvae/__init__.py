@@ -9,7 +9,18 @@
 import importlib
 from types import ModuleType
 
+from torch import fx as _fx
+
 from . import functional, nn, random
+from .discrete import (
+    categorical_kl,
+    categorical_nll,
+    discretized_logistic_mixture_nll,
+    discretized_logistic_mixture_sample,
+    discretized_logistic_nll,
+    gumbel_softmax,
+    straight_through_sample,
+)
 from .functional import (
     bce,
     bce_with_logits,
@@ -31,6 +42,8 @@ from .functional import (
     zero_inflated_negative_binomial_nll,
     zero_inflated_negative_binomial_nll_from_scores,
 )
+from .importance import gaussian_log_prob, importance_weighted_bound, log_q_minus_log_p
+from .pairs import aggregate_posterior, gaussian_mixture_log_prob, mmd
 from .registry import backends, use_backend
 
 __version__ = "0.1.0"
@@ -46,17 +59,29 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
+    "aggregate_posterior",
     "backends",
     "bce",
     "bce_with_logits",
+    "categorical_kl",
+    "categorical_nll",
     "continuous_bernoulli_with_logits",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_mixture_sample",
+    "discretized_logistic_nll",
     "elbo_loss",
     "functional",
     "gaussian_kl",
+    "gaussian_log_prob",
+    "gaussian_mixture_log_prob",
     "gaussian_nll",
+    "gumbel_softmax",
+    "importance_weighted_bound",
     "l1",
     "laplace_nll",
     "linear_bce",
+    "log_q_minus_log_p",
+    "mmd",
     "mse",
     "negative_binomial_nll",
     "negative_binomial_nll_from_scores",
@@ -66,8 +91,13 @@ __all__ = [
     "random",
     "reparameterize",
     "sample_with_kl",
+    "straight_through_sample",
     "use_backend",
     "vae_loss",
     "zero_inflated_negative_binomial_nll",
     "zero_inflated_negative_binomial_nll_from_scores",
 ]
+
+for _name in __all__:  # a call of each is one node to torch.fx.symbolic_trace
+    if hasattr(functional, _name):
+        _fx.wrap(_name)

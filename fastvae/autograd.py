@@ -26,6 +26,7 @@ from .kernels import reference
 from .kernels.layout import TOTAL_REDUCTIONS
 from .kernels.reference import latent as reference_latent
 from .kernels.reference import reconstruction as reference_reconstruction
+from .kernels.reference import rows as reference_rows
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
@@ -65,11 +66,20 @@ def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) 
     if torch.compiler.is_dynamo_compiling() or ops.transforms_active():
         absent = (None,) * (TENSORS - op.tensors), (None,) * (OPTIONS - len(op.options))
         return _TRACED[op.primitive].apply(*tensors, *absent[0], *options, *absent[1])
+    if (ops.recorded_by_jit() or ops.dispatch_modes()) and ops.leaves_python():
+        return portable(op, tensors, dict(zip(op.options, options, strict=True)))
     # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
     alive: list[Any] = []
     for tensor in tensors:
         alive.append(tensor if tensor is None else _unwrap_if_dead(tensor).resolve_neg())
     return _direct(op)(*alive, options)
+
+
+def portable(op: Op, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The same as plain torch operations, which any runtime has and torch differentiates."""
+    if "with_gradient" in options:
+        options["with_gradient"] = False
+    return op.expression(*tensors, **options)
 
 
 @functools.cache
@@ -223,9 +233,11 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
     needed = ctx.needs_input_grad
     # the loss alone, one number, and all its gradients but the target's: one call, and one launch
     alone = grad_loss is not None and grad_nll is None and grad_kl is None and not grad_loss.dim()
-    if alone and not again and primitives is not ops.OPERATORS and needed[0] and not needed[1] and any(needed[2:4]):
-        if kept := ctx.__dict__.pop("gradient", None):
-            return (kept[0], None, *primitives.elbo_backward(kept[0], grad_loss, mu, scale, beta=beta, **latent_options))
+    alone = alone and needed[0] and not needed[1] and any(needed[2:4])
+    kept = None if not alone or again or primitives is ops.OPERATORS else ctx.__dict__.pop("gradient", None)
+    if kept:
+        of_latent = primitives.elbo_backward(kept[0], grad_loss, mu, scale, beta=beta, **latent_options)
+        return (kept[0], None, *of_latent)
     weighted = grad_loss if grad_loss is None or beta == 1 else grad_loss * beta
     grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
     gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced))
@@ -233,6 +245,29 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
         return gradients
     of_latent = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, samples=0, **latent_options)
     return (*gradients, *of_latent)
+
+
+def _of_rows(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gradients) -> Gradients:
+    (grad,) = grads[:1]
+    if grad is None:
+        return ()
+    inputs, traced = saved[:5], saved[5:]
+    options = {name: value for name, value in ctx.options.items() if name != "with_gradient"}
+    places = reference_rows.differentiable(options["term"], inputs)
+    gradients = [] if again else _take_gradient(ctx, primitives, traced, grad)
+    if not gradients:
+        gradients = primitives.rows_backward(grad, *inputs, **options)
+    needed: list[Tensor | None] = [None] * 5
+    for place, gradient in zip(places, gradients, strict=True):
+        needed[place] = gradient if ctx.needs_input_grad[place] else None
+    return tuple(needed)
+
+
+def _rows_expression(*tensors: Tensor | None, with_gradient: bool, **options: Any) -> tuple[Tensor, ...]:
+    value = reference_rows.rows_value(*tensors, **options)
+    if not with_gradient:
+        return (value,)
+    return value, *reference.rows_backward(torch.ones_like(value), *tensors, **options)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -298,7 +333,21 @@ ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
     _of_elbo,
     _elbo_expression,
 )
-_TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO)}
+ROWS = Op(  # the tensors of a term of kernels/reference/rows.py
+    "rows_forward",
+    5,
+    ("term", "channels", "channels_last", "unimix", "balance", "reduction", "with_gradient"),
+    1,
+    _of_rows,
+    _rows_expression,
+)
+_TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO, ROWS)}
+
+
+def register(op: Op) -> Op:
+    """``op``, from now on one of those that :func:`apply` knows."""
+    _TRACED[op.primitive] = _traced(op)
+    return op
 
 
 def one_pass(recon: Tensor, reduction: str, *tensors: Tensor | None) -> bool:
@@ -310,7 +359,7 @@ def one_pass(recon: Tensor, reduction: str, *tensors: Tensor | None) -> bool:
     """
     if reduction not in TOTAL_REDUCTIONS:
         exact = recon.dtype in (torch.float32, torch.float64)
-        if reduction != "example" or not exact or not recon.is_cpu or not len(recon) or ops.listened_to():
+        if reduction != "example" or not exact or not recon.is_cpu or ops.listened_to() or not len(recon):
             return False
     if recon.dtype == torch.float16 or not torch.is_grad_enabled():
         return False

@@ -30,6 +30,11 @@ LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 def tensor(name: str, value: object) -> Tensor:
     """``value`` if it is a floating-point tensor with a batch dimension."""
     if not isinstance(value, Tensor):
+        if type(value).__name__ == "Proxy":
+            raise TypeError(
+                f"{name} must be a tensor, got a Proxy of torch.fx: call the function as fastvae.NAME, or write "
+                "torch.fx.wrap('NAME') in the module that imported it by name; torch.export needs neither"
+            )
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {_dtype(value)}")
@@ -292,7 +297,7 @@ def library_size(value: object, scores: Tensor) -> Tensor:
     """``value`` as one number for each example of ``scores``, ``[B]``, in the dtype of the arithmetic."""
     if scores.dim() < 2:
         raise ValueError(f"scores must be [B, *data], which softmax goes over, got {_shape(scores)}")
-    batch = len(scores)
+    batch = scores.shape[0]  # len is a constant to tracers
     if isinstance(value, Tensor) and value.numel() != 1:
         if value.shape[:1] != (batch,) or value.numel() != batch:
             raise ValueError(f"library_size must be one number for each example, [{batch}], got {_shape(value)}")

@@ -1,4 +1,4 @@
-"""The command line: ``train``, ``demo``, ``sample``, ``bench``, ``info``.
+"""The command line: ``train``, ``demo``, ``gallery``, ``sample``, what ``train/commands.py`` has, ``bench``, ``info``.
 
 An error is one line on stderr and an exit code.
 """
@@ -18,6 +18,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .train.config import Config
+    from .train.distributed import World
     from .train.loop import Trainer
 INTERRUPTED = 130
 DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda where there is one)"
@@ -25,16 +26,25 @@ DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda where there is one)"
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
+    from .train.config import add_options
+
     root = argparse.ArgumentParser(prog="fastvae", description="Train VAEs with fused sampling and loss kernels.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a model and write a report")
-    _add_config(train)
+    add_options(train)
     train.add_argument("--device", default="auto", help=DEVICE_HELP)
     train.add_argument("--graph", action="store_true", help="launch each step as one CUDA graph")
     train.add_argument("--backend", help="kernel backend (default: the best for the device; see fastvae info)")
     train.add_argument(
         "--output", type=Path, default=Path("runs/train"), metavar="FOLDER", help="(default: runs/train)"
+    )
+    train.add_argument("--fsdp", action="store_true", help="under torchrun: shard the model over the processes (FSDP2)")
+    train.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="under torchrun: end where another process is silent (default: 50)",
     )
     train.add_argument("--resume", action="store_true", help="continue the run in --output")
     train.add_argument("--overwrite", action="store_true", help="replace the run in --output")
@@ -46,7 +56,14 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", default="auto", help=argparse.SUPPRESS)
     demo.set_defaults(run=run_demo)
 
-    sample = commands.add_parser("sample", help="draw images from a trained model")
+    gallery = commands.add_parser("gallery", help="train every model briefly, and show them on one page")
+    gallery.add_argument(
+        "--output", type=Path, default=Path("runs/gallery"), metavar="FOLDER", help="(default: runs/gallery)"
+    )
+    gallery.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cards of the page alone")
+    gallery.set_defaults(run=run_gallery)
+
+    sample = commands.add_parser("sample", aliases=["generate"], help="draw images from a trained model")
     sample.add_argument("folder", type=Path, help="output folder of fastvae train")
     sample.add_argument("--count", type=int, default=64, help="images (default: 64)")
     sample.add_argument("--classes", type=int, nargs="+", metavar="LABEL", help="of these classes in turn (CVAE)")
@@ -55,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("samples.png"), metavar="FILE", help="(default: samples.png)"
     )
     sample.set_defaults(run=run_sample)
+
+    _add_uses(commands)
 
     bench = commands.add_parser("bench", help="time the ops on this machine against eager PyTorch and torch.compile")
     bench.add_argument("--output", type=Path, metavar="FILE.json", help="save every number here")
@@ -68,29 +87,49 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _add_config(train: argparse.ArgumentParser) -> None:
-    """One option for each field of ``Config``, without a default: ``--resume`` must know what was given."""
-    from dataclasses import fields
-    from typing import get_args, get_type_hints
+def _add_uses(commands: Any) -> None:
+    """What one does with a trained model."""
+    from .train.corrupt import BINARISATIONS
+    from .train.data import SOURCES
 
-    from .train.config import Config
-
-    types = get_type_hints(Config)
-    for option in fields(Config):
-        kind, *_ = get_args(types[option.name]) or (types[option.name],)
-        default = "" if option.default is None else f" (default: {option.default})"
-        train.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            type=kind,
-            choices=option.metadata.get("choices"),
-            metavar=option.metadata.get("metavar"),
-            help=option.metadata["help"] + default,
-        )
+    helps = {
+        "evaluate": "the ELBO and the importance-weighted bound of a trained model",
+        "anomaly": "ROC of a class that was held out of the training",
+        "cluster": "k-means in the latent, against the labels",
+        "probe": "a linear classifier on the codes",
+        "compress": "bytes an image, and what is lost",
+        "interpolate": "walks between codes, and arithmetic with them",
+    }
+    for name, text in helps.items():
+        use = commands.add_parser(name, help=text)
+        use.add_argument("folder", type=Path, help="output folder of fastvae train")
+        use.add_argument("--data", choices=SOURCES, help="(default: those of the training)")
+        use.add_argument("--data-root", metavar="FOLDER", help="folder of IDX files or of images, instead of --data")
+        use.set_defaults(run=run_use, use=name)
+        if name in ("evaluate", "anomaly", "cluster"):
+            use.add_argument("--picture", type=Path, metavar="FILE.png", help="draw it here")
+        if name == "evaluate":
+            use.add_argument("--samples", type=int, default=50, metavar="K", help="of z for each example (default: 50)")
+            use.add_argument("--binarise", choices=BINARISATIONS, help="(default: as in the training)")
+        if name == "interpolate":
+            use.add_argument("--from", type=int, dest="start", metavar="LABEL", help="walk from images of this class")
+            use.add_argument("--to", type=int, dest="end", metavar="LABEL", help="to images of this one")
+            use.add_argument("--seed", type=int, default=0, help="which images (default: 0)")
+            use.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="(default: here)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
+    if options.run is run_train:
+        from .train.distributed import end, launched
+
+        if launched():
+            end(_run(options))
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path need not be UTF-8
@@ -99,10 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _backend(None)
         options.run(options)
     except UserError as error:
-        print(f"fastvae: error: {error}", file=sys.stderr)
+        if _first_to_say(error):
+            print(f"fastvae: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("fastvae: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if _first_to_say(error):
+            print("fastvae: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,6 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _first_to_say(what: BaseException) -> bool:
+    distributed = sys.modules.get("fastvae.train.distributed")
+    return distributed is None or distributed.first_to_say(what)
 
 
 def _device(name: str) -> str:
@@ -154,27 +200,31 @@ def _prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """``fastvae train``."""
-    from dataclasses import fields
-
-    from .train.config import Config
+    """``fastvae train``, by one process or by one of those that torchrun started."""
+    from .train import distributed
+    from .train.config import Config, given
     from .train.lock import hold
     from .train.loop import resumed_config
 
-    given = {f.name: value for f in fields(Config) if (value := getattr(options, f.name)) is not None}
+    asked = given(options)
+    timeout = distributed.TIMEOUT if options.timeout is None else options.timeout
     with contextlib.ExitStack() as stack:
-        if options.resume:
-            _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
-            stack.enter_context(hold(options.output))
-            config = resumed_config(options.output, given)
-        else:
-            config = Config(**given)
-        config.check()
-        device = _device(options.device)
-        stack.enter_context(_backend(options.backend, device))
+        world = stack.enter_context(distributed.join(options.device, fsdp=options.fsdp, timeout=timeout))
+        with world.together():
+            config = Config(**asked)
+            if options.resume and world.first:
+                _prepare_folder(options.output, resume=True, overwrite=options.overwrite)
+                stack.enter_context(hold(options.output))
+                config = resumed_config(options.output, asked)
+        with world.together():
+            config = world.from_first(config)
+            config.check()
+            config.parts = distributed.parts_of(config, world, "parts" in asked)
+            device = _device(distributed.own_device(options.device, world))
+            stack.enter_context(_backend(options.backend, device))
         train(
             config, options.output, device,
-            resume=options.resume, overwrite=options.overwrite, graph=options.graph,
+            resume=options.resume, overwrite=options.overwrite, graph=options.graph, world=world,
         )  # fmt: skip
 
 
@@ -195,46 +245,66 @@ def _backend(name: str | None, device: str | None = None) -> contextlib.Abstract
 
 
 def train(
-    config: Config, folder: Path, device: str, *, resume: bool = False, overwrite: bool = False, graph: bool = False
+    config: Config,
+    folder: Path,
+    device: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    graph: bool = False,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Train, draw, report; returns the state of the last checkpoint. A resumed run's folder is locked already."""
+    from .train.distributed import World
     from .train.lock import hold
     from .train.loop import Trainer
 
-    # all that can be wrong with data and model shows before a folder is made
-    trainer = Trainer(config, folder, device, resume=resume, graph=graph)
-    if resume:
-        return _finish(trainer)
-    _prepare_folder(folder, resume=False, overwrite=overwrite)
-    with hold(folder):
-        _prepare_folder(folder, resume=False, overwrite=overwrite)  # another run may just have ended
+    world = world or World()
+    with contextlib.ExitStack() as stack:
+        with world.together():
+            # all that can be wrong with data and model shows before a folder is made
+            trainer = Trainer(config, folder, device, resume=resume, graph=graph, world=world)
+            if world.first and not resume:
+                _prepare_folder(folder, resume=False, overwrite=overwrite)
+                stack.enter_context(hold(folder))
+                _prepare_folder(folder, resume=False, overwrite=overwrite)  # another run may just have ended
         return _finish(trainer)
 
 
 def _finish(trainer: Trainer) -> dict[str, Any]:
-    from .train import plots, report
+    from .train import measures, plots, report
     from .train.loop import load_model
 
     config, folder = trainer.config, trainer.folder
-    if trainer.epoch >= config.epochs:
+    if trainer.epoch >= config.epochs and trainer.world.first:
         print(f"{folder} already has its {config.epochs} epochs; give more with --epochs")
     try:
         _fit(trainer)
-    except KeyboardInterrupt:
-        print(
-            f"interrupted: the checkpoint of epoch {trainer.epoch} is in {folder}; "
-            f"continue with\n  fastvae train --resume --output {folder}",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as interrupt:
+        launcher, why = "fastvae", "interrupted"
+        if trainer.world.size > 1:
+            launcher, why = "torchrun … -m fastvae", "interrupted, by hand or since another process has ended"
+        if _first_to_say(interrupt):
+            print(
+                f"{why}: the checkpoint of epoch {trainer.epoch} is in {folder}; "
+                f"continue with\n  {launcher} train --resume --output {folder}",
+                file=sys.stderr,
+            )
         raise
+    if not trainer.world.first:
+        return {}
     model, state = load_model(folder, str(trainer.device))
     pictures = plots.draw_all(folder, model, trainer.data, state["history"], state["config"])
-    path = report.write(folder, state, pictures, sum(p.numel() for p in model.parameters()))
+    found = measures.findings(model, trainer.data, config)
+    path = report.write(folder, state, pictures, sum(p.numel() for p in model.parameters()), found)
     last = state["history"][-1]
-    print(
-        f"test negative ELBO {last['test_loss']:.2f} nats "
-        f"(reconstruction {last['test_reconstruction']:.2f} + KL {last['test_kl']:.2f}); report: {path}"
-    )
+    (loss, reconstruction, rest), name = (last[f"test_{term}"] for term in trainer.terms), "penalty"
+    kind = f"test loss {loss:.2f}"
+    if "test_kl" in last:
+        kind, name = f"test negative ELBO {loss:.2f} nats", "KL"
+    print(f"{kind} (reconstruction {reconstruction:.2f} + {name} {rest:.2f}); report: {path}")
+    for value, label in found:
+        print(f"{value} {label}")
     return state
 
 
@@ -243,15 +313,23 @@ def _fit(trainer: Trainer) -> None:
     from tqdm import tqdm
 
     config, size = trainer.config, len(trainer.train.images)
-    with tqdm(total=config.epochs * size, unit="ex", unit_scale=True, disable=None, mininterval=0.2) as bar:
+    hidden = None if trainer.world.first else True
+    with tqdm(total=config.epochs * size, unit="ex", unit_scale=True, disable=hidden, mininterval=0.2) as bar:
 
         def progress(epoch: int, examples: int, numbers: dict[str, float]) -> None:
             bar.set_description(f"{config.model} epoch {epoch}/{config.epochs}", refresh=False)
-            terms = f"ELBO {-numbers['loss']:.2f} = -({numbers['reconstruction']:.2f} + {numbers['kl']:.2f})"
+            loss, reconstruction, rest = numbers.values()
+            vae = "kl" in numbers
+            terms = f"{'ELBO' if vae else 'loss'} {-loss if vae else loss:.2f} = "
+            terms += f"{'-' if vae else ''}({reconstruction:.2f} + {rest:.2f})"
             bar.set_postfix_str(terms, refresh=False)
             bar.update((epoch - 1) * size + examples - bar.n)
 
-        trainer.fit(progress, say=lambda line: tqdm.write(f"fastvae: {line}", file=sys.stderr))
+        def say(line: str) -> None:
+            if trainer.world.first:
+                tqdm.write(f"fastvae: {line}", file=sys.stderr)
+
+        trainer.fit(progress, say=say)
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -272,6 +350,20 @@ def run_demo(options: argparse.Namespace) -> None:
     for name, config in configs.items():
         runs.append((name, train(config, options.output / name, device, overwrite=True)))
     print(f"open {report.write_index(options.output, runs)}")
+
+
+def run_gallery(options: argparse.Namespace) -> None:
+    """``fastvae gallery``."""
+    from .train import gallery
+
+    print(f"open {gallery.make(options.output, options.only)}")
+
+
+def run_use(options: argparse.Namespace) -> None:
+    """``fastvae evaluate`` and the others of ``train/commands.py``."""
+    from .train import commands
+
+    getattr(commands, options.use)(options)
 
 
 def run_sample(options: argparse.Namespace) -> None:
@@ -302,7 +394,7 @@ def run_sample(options: argparse.Namespace) -> None:
     name = os.fsencode(options.folder.name).decode(errors="replace")
     figure = plots.show(plots.tile(model.sample(options.count, y), columns), f"Samples from {name}")
     try:
-        figure.savefig(options.output, dpi=130)
+        figure.savefig(options.output, dpi=plots.DPI)
     except (OSError, ValueError) as error:
         raise UserError(f"{options.output} cannot be written: {error}") from None
     print(options.output)

@@ -65,7 +65,9 @@ def at_least(kl: Tensor, free_bits: float | Tensor, per: str, reduction: str, sh
     if per == "example" and reduction == "mean":
         return kl.sum() / shape.numel()
     if per == "dimension":
-        return kl.sum() * {"batchmean": 1, "sum": shape[0], "mean": shape[0] / shape.numel()}[reduction]
+        if reduction == "mean":
+            return kl.sum() / shape[1:].numel()
+        return kl.sum() * (shape[0] if reduction == "sum" else 1)
     return reduce(kl, reduction, kl.dtype)
 
 

@@ -22,12 +22,13 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.distributions import Distribution
 
 from . import autograd, checks, compose, linear
 from .kernels import likelihoods
 from .kernels.layout import accumulator
+from .pairs import aggregate_posterior, gaussian_mixture_log_prob, mmd  # noqa: F401  (they are functions of this module)
 from .random import draw_seed
 
 LIKELIHOODS = likelihoods.NAMES
@@ -1105,3 +1106,8 @@ def vae_loss(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
         x = x.reshape(recon_x.shape)
     reconstruction = _reconstruction("recon_x", recon_x, x, "bernoulli_probs_log_clamped", 0.0, "sum")
     return reconstruction + gaussian_kl(mu, logvar, reduction="sum")
+
+
+for _name, _function in list(globals().items()):  # as in fastvae/__init__.py, for those who call fastvae.functional.…
+    if getattr(_function, "__module__", None) == __name__ and not _name.startswith("_") and _name.islower():
+        fx.wrap(_name)

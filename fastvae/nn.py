@@ -8,23 +8,26 @@ ELBOLoss(likelihood='bernoulli_logits', logvar_clamp=None, beta=4.0, free_bits=0
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from . import checks, functional
+from . import checks, functional, pairs
 from .functional import Parameter, Prior
 from .kernels import likelihoods
 
 __all__ = [
+    "MMD",
+    "AggregatePosterior",
     "BCELoss",
     "BCEWithLogitsLoss",
     "ContinuousBernoulliWithLogitsLoss",
     "ELBOLoss",
     "GaussianKL",
+    "GaussianMixturePrior",
     "GaussianNLLLoss",
     "L1Loss",
     "LaplaceNLLLoss",
@@ -57,6 +60,11 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "beta": checks.beta,
     "likelihood": checks.likelihood,
     "chunk": checks.chunk,
+    "dataset_size": pairs.dataset_size_of,
+    "sampling": pairs.sampling_of,
+    "kernel": pairs.kernel_of,
+    "bandwidth": pairs.kernel_scales,
+    "unbiased": bool,
 }
 
 
@@ -427,8 +435,11 @@ class LinearBCE(nn.Linear):
         in_features: K.
         out_features: M.
         bias: whether there is one.
-        likelihood, reduction, chunk: see :func:`fastvae.linear_bce`.
-        device, dtype: see ``torch.nn.Linear``.
+        likelihood: see :func:`fastvae.linear_bce`.
+        reduction: likewise.
+        chunk: likewise.
+        device: see ``torch.nn.Linear``.
+        dtype: likewise.
 
     >>> end = LinearBCE(400, 784)
     >>> hidden = torch.randn(8, 400)
@@ -473,3 +484,64 @@ class LinearBCE(nn.Linear):
     def extra_repr(self) -> str:
         options = f"likelihood={self.likelihood!r}, reduction={self.reduction!r}, chunk={self.chunk}"
         return f"{super().extra_repr()}, {options}"
+
+
+class AggregatePosterior(_Op):
+    """:func:`fastvae.aggregate_posterior`."""
+
+    def __init__(self, *, dataset_size: int | None = None, sampling: str = "weighted"):
+        super().__init__(dataset_size=dataset_size, sampling=sampling)
+
+    def forward(self, z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        """``(log_qz, log_prod_qz)``, each ``[B]``."""
+        return functional.aggregate_posterior(z, mu, logvar, **self.options)
+
+
+class MMD(_Op):
+    """:func:`fastvae.mmd`."""
+
+    def __init__(
+        self,
+        *,
+        kernel: str = "rbf",
+        bandwidth: float | Sequence[float] | None = None,
+        unbiased: bool = False,
+    ):
+        super().__init__(kernel=kernel, bandwidth=bandwidth, unbiased=unbiased)
+
+    def forward(self, z: Tensor, prior_z: Tensor) -> Tensor:
+        """MMD² of the two samples."""
+        return functional.mmd(z, prior_z, **self.options)
+
+
+class GaussianMixturePrior(nn.Module):
+    """A learned mixture of ``components`` diagonal Gaussians in ``latent`` dimensions: VaDE's prior, or a GMM's.
+
+    ``forward(z)`` is :func:`fastvae.gaussian_mixture_log_prob` of its own ``means`` (drawn from N(0, I)), ``logvars``
+    (0 at first) and ``logits`` of the weights (equal at first).
+
+    >>> prior = GaussianMixturePrior(10, 2)
+    >>> prior
+    GaussianMixturePrior(components=10, latent=2)
+    >>> prior(torch.zeros(4, 2)).shape
+    torch.Size([4])
+    """
+
+    def __init__(self, components: int, latent: int):
+        super().__init__()
+        for name, value in (("components", components), ("latent", latent)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.means = nn.Parameter(torch.randn(components, latent))
+        self.logvars = nn.Parameter(torch.zeros(components, latent))
+        self.logits = nn.Parameter(torch.zeros(components))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Log p(z), nats."""
+        return functional.gaussian_mixture_log_prob(z, self.means, self.logvars, self.logits.log_softmax(0))
+
+    def extra_repr(self) -> str:
+        components, latent = self.means.shape
+        return f"components={components}, latent={latent}"

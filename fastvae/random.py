@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import ops
 from .kernels.reference import noise as reference
 
 SEEDS = range(-(2**63), 2**64)
@@ -41,7 +42,13 @@ def draw_seed(device: torch.device, generator: torch.Generator | None, seed: int
     It is a tensor so that nothing synchronises and a captured CUDA graph draws a fresh one at every replay.
     """
     if seed is None:
-        return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+        if generator is None and ops.leaves_python():
+            return _portable_seed(device)
+        low, high = -(2**63), 2**63 - 1
+        if generator is None:
+            return torch.randint(low, high, (1,), dtype=torch.int64, device=device)
+        place = device if generator.device.type == device.type else generator.device
+        return torch.randint(low, high, (1,), dtype=torch.int64, device=place, generator=generator).to(device)
     if generator is not None:
         raise ValueError("generator and seed exclude each other: pass one of them, got both")
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -49,3 +56,9 @@ def draw_seed(device: torch.device, generator: torch.Generator | None, seed: int
     if seed not in SEEDS:
         raise ValueError(f"seed must be a 64-bit int, got {seed}")
     return torch.full((1,), seed - (1 << 64) if seed >= 1 << 63 else seed, dtype=torch.int64, device=device)
+
+
+def _portable_seed(device: torch.device) -> Tensor:
+    """63 random bits. ONNX draws integers as float32, which hold 24 bits and no more."""
+    words = torch.randint(0, 1 << 21, (3,), dtype=torch.int64, device=device)
+    return (words * torch.tensor([1, 1 << 21, 1 << 42], device=device)).sum(0, keepdim=True)

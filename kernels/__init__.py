@@ -21,6 +21,16 @@ parameter, reduction)``
     → ``[grad_mu, grad_scale]`` of β·KL, and ``gradient`` as ``rescale_`` leaves it; ``reduction`` is a total.
 ``rescale_(gradient, upstream)``
     multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
+``aggregate_posterior_forward(z, mu, logvar, *, own, beside, keep)``
+    → ``[log_qz, log_prod_qz]`` of a mixture of equal weights, whose logarithm is ``own`` more where the row of mu is
+    that of z, ``beside`` more at the next one (cyclic); then if ``keep`` two tensors for the backward
+    alone: ``[B]`` in float64 and ``[B, D]`` in the dtype of the arithmetic.
+``aggregate_posterior_backward(grad_qz, grad_prod, z, mu, logvar, kept, kept_each, *, own, beside)``
+    → ``[grad_z, grad_mu, grad_logvar]``; either upstream gradient may be None, and what is kept too.
+``mixture_forward(z, means, logvars, log_weights, *, keep)``, ``mixture_backward(grad, z, …, log_weights, kept)``
+    → ``[log_prob]``, and what is kept, ``[B]`` in float64; a gradient of each tensor there is.
+``mmd_forward(x, y, *, family, scales, unbiased)``, ``mmd_backward(grad, x, y, *, …, of_y)``
+    → ``[MMD²]``; ``[grad_x]``, then grad_y if ``of_y``.
 
 Shapes and values
     ``mu``, ``scale``: ``[B, *latent]``, one dtype. ``scale`` is ``logvar`` if ``log_scale``, else ``std``.
@@ -41,6 +51,8 @@ Shapes and values
     of their input; reduced losses are float64 for float64 inputs, else float32. Outputs are contiguous.
     Any layout may come in; ``layout.as_rows`` turns it into rows with a stride. All but ``reference`` get these
     functions from ``work.Primitives``, and only fill the buffers that it lays out.
+    Pairs are sums over every row of one tensor with every row of another, all ``[rows, D]`` and not empty; a backend
+    without kernels for them takes the reference's functions, which hold some rows at a time.
     On a CPU, a target (or y) outside its likelihood's domain is a ``ValueError``: ``checks.domain_error``.
     On a GPU it is not looked for: that would synchronise.
 """

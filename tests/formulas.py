@@ -33,8 +33,9 @@ FACTOR = 4.0
 NOISE = {"triton": 2e-5, "cuda": 2e-5}
 NOISE_ON_CPU = 3e-6
 # and besides: one rounding to the dtype of a value, two to that of a gradient (fuzz.Trial.backward says which); what
-# underflow costs (fuzz.floor); a GPU's exp of a large argument (fuzz.Oracle.lost_in_exp, and of logits in
-# Oracle.reconstruction); 1/σ² and e^(−log σ²) that underflow (of_tensor), and 1/σ where σ² overflows (gaussian_kl). Infinite or NaN is allowed only where it is right,
+# underflow costs (fuzz.floor); the series of the continuous Bernoulli, seen only in float64 (``lost``, below); a GPU's
+# exp of a large argument (fuzz.Oracle.lost_in_exp, and of logits in Oracle.reconstruction); 1/σ² and e^(−log σ²) that
+# underflow (of_tensor), and 1/σ where σ² overflows (gaussian_kl). Infinite or NaN is allowed only where it is right,
 # where eager PyTorch is, or beyond the largest number of the dtype.
 
 
@@ -123,6 +124,8 @@ def continuous_bernoulli_logits(y: Tensor, x: Tensor, _: float) -> Nll:
     for k, c in enumerate(COEFFICIENTS, 1):
         log_series = log_series + c / (2 * k) * s ** (2 * k)
         mean_series = mean_series + c * s ** (2 * k - 1)
+    # the series of the kernels end with y¹⁰ and y⁹, which float64 sees near |y| = ½: the first terms they leave out
+    short = torch.where(y.abs() <= 0.5, 1.1 * abs(COEFFICIENTS[5]) * y.abs() ** 11, 0.0)
     high = v.clamp(min=0)
     log_far = torch.log(-torch.expm1(-v.abs()) / v.abs())
     one, two = -1 / torch.expm1(-v), 1 / v
@@ -131,10 +134,15 @@ def continuous_bernoulli_logits(y: Tensor, x: Tensor, _: float) -> Nll:
     value = torch.where(near, log_series, high + log_far) - x * y
     value = torch.where((y == -math.inf) & (x > 0), math.inf, value)  # the limit; the terms are inf − inf
     return Nll(
-        Term(value, torch.where(near, log_series.abs(), high + log_far.abs()) + (x * y).abs() + 1),
+        Term(
+            value,
+            torch.where(near, log_series.abs(), high + log_far.abs()) + (x * y).abs() + 1,
+            lost=short * y.abs() / 12,
+        ),
         Term(
             torch.where(near, mean_series, one - two) - x,
             torch.where(y.abs() < 0.5, 0.5 + s.abs(), away) + x.abs(),
+            lost=short,
         ),
         Term(-y, y.abs()),
     )

@@ -127,6 +127,14 @@ BUGS = [
         "part < parts; ++part) flow", "part < 1; ++part) flow", SCORES),
     Bug("the library is not in the mean", "numba", "kernels/numba/reconstruction.py",
         "factor = load(real, library_ptr, row) * inverse", "factor = inverse", SCORES),
+    Bug("the example beside the first of a batch is not the last's", "cpp", "csrc/host/pairs.cpp",
+        "next = row + 1 < work.count ? row + 1 : 0;", "next = row + 1;", "test_pairs_equal"),
+    Bug("sums over the rows of a panel are those of its last part", "cpp", "csrc/host/pairs.cpp",
+        "store(total + k, load(total + k, V{}) + load(part + k, V{}));", "store(total + k, load(part + k, V{}));",
+        "test_pairs_equal"),
+    Bug("rows beyond the last count in a kernel's sum", "cpp", "csrc/host/pairs.cpp",
+        "sums[r] += masked(all.template value<false>(load(distances[r] + v, V{})), there - v);",
+        "sums[r] += all.template value<false>(load(distances[r] + v, V{}));", "test_pairs_equal"),
 ]  # fmt: skip
 
 
@@ -154,7 +162,7 @@ def seen(bug: Bug) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = plant(bug, folder)
-        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise", "edges", "counts")]
+        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise", "edges", "counts", "pairs")]
         if "half" in bug.tests:
             files = ["tests/test_extension.py"]
         chosen = f"({bug.tests})" + (f" and {bug.backend}" if len(files) > 1 else "")

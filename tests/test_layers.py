@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fastvae
+
 from table import INTERPRETED
 
 PACKAGES = {"fastvae": Path(fastvae.__file__).parent, "fastvae.kernels": Path(fastvae.kernels.__path__[0])}

@@ -184,6 +184,34 @@ int with_tensor(const WithTensor& work, int threads) {
     return run(FASTVAE_PICK(with_tensor_span), work, pieces, 1, threads);
 }
 
+// A parameter costs as much as a few elements of another term.
+int mixture(const Mixture& work, int threads) {
+    constexpr int64_t COST = 8;
+    advise(work.grad, work.total(), work.of.type);
+    const Rows grid{work.examples * work.tiles(), MIXTURE_TILE * work.components * COST, 0};
+    return run(FASTVAE_PICK(mixture_span), work, grid, 1, threads);
+}
+
+int logistic(const Logistic& work, int threads) {
+    constexpr int64_t COST = 4;
+    for (void* output : {work.nll, work.grad_mean, work.grad_log_scale}) advise(output, work.grid.total, work.type);
+    return run(FASTVAE_PICK(logistic_span), work, work.grid, COST, threads);
+}
+
+int categorical(const Categorical& work, int threads) {
+    for (void* output : {work.grad, work.grad_p}) advise(output, work.rows * work.cols, work.of.type);
+    return run(FASTVAE_PICK(categorical_span), work, Rows{work.rows, work.cols, 0}, 2, threads);
+}
+
+void log_ratio(const LogRatio& work, int threads) {
+    advise(work.grad_z, work.samples * work.examples * work.cols, work.of.type);
+    run(FASTVAE_PICK(log_ratio_span), work, Rows{work.examples, work.cols * work.samples, 0}, 1, threads);
+}
+
+void sum_rows(const double* values, int64_t rows, int64_t cols, double* sums) {
+    for (int64_t row = 0; row < rows; ++row) sums[row] = Sums::sum(values + row * cols, cols);
+}
+
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads) {
     const double weight = reduction_weight(reduction, work.grid);
     const int64_t cost = work.z == nullptr ? 1 : 4 * work.samples;
@@ -244,6 +272,12 @@ void elbo_backward(const Rescale& data, const void* upstream, int upstream_type,
     rescale(data, upstream, upstream_type, threads);
     latent.weight = beta;
     latent_backward(latent, reduction, threads);
+}
+
+void gaussian_pairs(const GaussianPairs& work, int threads) { FASTVAE_PICK(gaussian_pairs)(work, threads); }
+void kernel_pairs(const KernelPairs& work, int threads) { FASTVAE_PICK(kernel_pairs)(work, threads); }
+int64_t pairs_scratch(int type, int64_t rows, int64_t count, int64_t cols, int fields, bool backward) {
+    return FASTVAE_PICK(pairs_scratch)(type, rows, count, cols, fields, backward);
 }
 
 }  // namespace fastvae

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Model, Posterior
+from .base import GaussianVAE, Posterior
 
 MIN_STD = 1e-6  # σ = 1e-6 + softplus(·) is never 0
 
 
-class CVAE(Model):
+class CVAE(GaussianVAE):
     """Conditional Gaussian encoder (ELU, tanh) and Bernoulli decoder (tanh, ELU), with dropout.
 
     Args:

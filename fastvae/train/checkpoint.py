@@ -71,8 +71,8 @@ def _digest(tensors: dict[str, Tensor], state: str) -> str:
     return digest.hexdigest()
 
 
-def load(folder: Path) -> Checkpoint:
-    """Read the checkpoint in ``folder``.
+def load(folder: Path, shards: bool = True) -> Checkpoint:
+    """Read the checkpoint in ``folder``; where its tensors are in shards, those only if asked for.
 
     Raises:
         UserError: there is none, or it is damaged or of another program.
@@ -101,7 +101,14 @@ def load(folder: Path) -> Checkpoint:
         if group not in groups:
             raise UserError(f"{path} is damaged: expected tensors of {' and '.join(groups)}, got {name}")
         groups[group][rest] = value
-    return Checkpoint(groups["model"], groups["optimizer"], _state(path, metadata["state"]))
+    state = _state(path, metadata["state"])
+    if shards and "shards" in state:
+        from .distributed import read_shards
+
+        for name, value in read_shards(folder / state["shards"]).items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = value
+    return Checkpoint(groups["model"], groups["optimizer"], state)
 
 
 def _state(path: Path, text: str) -> dict[str, Any]:
@@ -136,11 +143,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
 
 
-def adam_tensors(parameters: list[Tensor]) -> dict[str, Tensor]:
-    """What :func:`optimizer_tensors` gives for an Adam that has made a step: names, dtypes and shapes."""
+def stepped_tensors(optimizer: str, parameters: list[Tensor]) -> dict[str, Tensor]:
+    """What :func:`optimizer_tensors` gives after a step: names, dtypes and shapes."""
+    like_weights = {"adam": ("exp_avg", "exp_avg_sq"), "adagrad": ("sum",), "sgd": ()}[optimizer]
     expected: dict[str, Tensor] = {}
     for index, value in enumerate(parameters):
-        expected |= {f"{index}.step": torch.zeros(()), f"{index}.exp_avg": value, f"{index}.exp_avg_sq": value}
+        if like_weights:
+            expected[f"{index}.step"] = torch.zeros(())
+        expected |= {f"{index}.{name}": value for name in like_weights}
     return expected
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import native
+from ..rows import RowTerms
+from ..work import Work
+from . import native, rows
+from .pairs import (  # noqa: F401
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from .primitives import Compiled
 
 
@@ -13,7 +23,20 @@ def _queue(_: Tensor, losses: int) -> tuple[tuple[int], None]:
     return (torch.get_num_threads(),), None
 
 
-_primitives = Compiled(native, _queue)
+class Host(RowTerms, Compiled):
+    """With kernels for the terms of rows."""
+
+    row_kernels = rows.KERNELS
+    logistic_kernel = True
+
+    def sum_rows(self, values: Tensor, count: int) -> Tensor:
+        return rows.sum_rows(values, count)
+
+    def fill_logistic(self, work: Work, nll: Tensor | None, sums: Tensor | None, gradients: list[Tensor]) -> int:
+        return rows.logistic(work, nll, sums, gradients)
+
+
+_primitives = Host(native, _queue)
 
 elbo_backward = _primitives.elbo_backward
 elbo_forward = _primitives.elbo_forward
@@ -22,3 +45,5 @@ latent_forward = _primitives.latent_forward
 reconstruction_backward = _primitives.reconstruction_backward
 reconstruction_forward = _primitives.reconstruction_forward
 rescale_ = _primitives.rescale_
+rows_backward = _primitives.rows_backward
+rows_forward = _primitives.rows_forward

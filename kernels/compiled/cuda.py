@@ -12,6 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
+from ..reference.rows import rows_backward, rows_forward
 from ..work import WithTensor
 from . import native
 from .primitives import Compiled
@@ -112,3 +121,6 @@ latent_forward = _primitives.latent_forward
 reconstruction_backward = _primitives.reconstruction_backward
 reconstruction_forward = _primitives.reconstruction_forward
 rescale_ = _primitives.rescale_
+
+__all__ = ["elbo_forward", "latent_backward", "latent_forward", "reconstruction_backward", "reconstruction_forward"]
+__all__ += ["rescale_", "rows_backward", "rows_forward"]  # the last two are the reference's compositions

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from ..layout import BLOCK, address
+from ..reference import (  # noqa: F401  (no kernels of its own: sums over pairs, some rows at a time)
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
+from ..reference.rows import rows_backward, rows_forward
 from ..work import NO_PRIOR, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import latent as latents
 from . import memory, threads
@@ -128,15 +137,16 @@ class Numba(Primitives):
         kl_sums = nll_sums + 8 * data.rows
         recon, target = data.tensors
         grad, free_bits, low, high = data.grad, latent.free_bits, latent.low, latent.high
+        types = TYPES[recon.dtype], TYPES[target.dtype]
         flags = threads.run(
-            reconstructions.forward_rows(IDS[data.likelihood], TYPES[recon.dtype], TYPES[target.dtype], grad is not None),
+            reconstructions.forward_rows(IDS[data.likelihood], *types, grad is not None),
             data.rows, data.cols, data.cols, data.total, *data.places, 0 if grad is None else grad.data_ptr(),
             nll_sums, data.parameter, data.weight,
         )  # fmt: skip
+        kind = latents.kind(latent.log_scale, low, high)
         threads.run(
             latents.forward(
-                TYPES[latent.tensors[0].dtype], latents.kind(latent.log_scale, low, high), (low, high) != NO_BOUNDS, False,
-                False, True, False,
+                TYPES[latent.tensors[0].dtype], kind, (low, high) != NO_BOUNDS, False, False, True, False,
             ),
             latent.rows, latent.cols, latent.cols, latent.total, *latent.places, *NO_PRIOR, 0, 1, 0, kl_sums,
             free_bits, low, high,
@@ -157,3 +167,6 @@ latent_forward = _primitives.latent_forward
 reconstruction_backward = _primitives.reconstruction_backward
 reconstruction_forward = _primitives.reconstruction_forward
 rescale_ = _primitives.rescale_
+
+__all__ = ["elbo_forward", "latent_backward", "latent_forward", "reconstruction_backward", "reconstruction_forward"]
+__all__ += ["rescale_", "rows_backward", "rows_forward"]  # the last two are the reference's compositions

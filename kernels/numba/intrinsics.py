@@ -204,19 +204,9 @@ def store(dtype, address, index, value):
     raise NotImplementedError("only inside compiled code")
 
 
-def by_type(like, single, double):
-    """``single`` where ``like`` is float32, ``double`` where it is float64: a constant of that type."""
-    raise NotImplementedError("only inside compiled code")
-
-
 def constant(value, like):
     """``value`` in the type of ``like``: a bare Python float would widen float32 arithmetic to float64."""
     raise NotImplementedError("only inside compiled code")
-
-
-@overload(by_type, jit_options={"forceinline": True})
-def _by_type(like, single, double):
-    return (lambda like, single, double: f64(double)) if like == f64 else (lambda like, single, double: f32(single))
 
 
 @inlined(load)

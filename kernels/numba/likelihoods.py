@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from ..likelihoods import COUNT_EPS, LIKELIHOODS, Domain, bound
-from .intrinsics import by_type, constant, everything, inlined, negative, no_count, outside_unit, select
+from .intrinsics import constant, everything, inlined, negative, no_count, outside_unit, select
 from .math import exact, exp, exp_negative, log, log_normal, stirling, stirling_slope
 
 
@@ -65,7 +65,7 @@ def bernoulli_probs_log_clamped(y, x, _):
 def continuous_bernoulli_logits(y, x, _):
     one, half, zero = constant(1.0, y), constant(0.5, y), constant(0.0, y)
     magnitude = abs(y)
-    small = magnitude < by_type(y, 0.5, 0.25)  # how far five terms reach
+    small = magnitude < half
     s = select(small, y, zero)
     s2 = s * s
     log_series = half * s + s2 * (
@@ -97,8 +97,7 @@ def continuous_bernoulli_logits(y, x, _):
 def gaussian(y, x, var):
     d = y - x
     half = constant(0.5, y)
-    nll = half * d * d / var + half * log_normal(var) + constant(0.5 * math.log(2 * math.pi), y)
-    return nll, constant(1.0, y), d / var
+    return half * d * d / var + half * log_normal(constant(2 * math.pi, y) * var), constant(1.0, y), d / var
 
 
 @exact

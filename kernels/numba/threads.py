@@ -93,7 +93,7 @@ def run(kernel: Any, rows: int, cost: int, *args: int | float) -> int:
     # made before the first is queued: an interrupt may come when a thread works already
     spans: list[Span] = []
     for t in range(1, threads):
-        spans.append(Span((kernel, rows * t // threads, rows * (t + 1) // threads, *args)))  # noqa: PERF401
+        spans.append(Span((kernel, rows * t // threads, rows * (t + 1) // threads, *args)))
     try:
         for span in spans:
             _queue.put(span)

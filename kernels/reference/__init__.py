@@ -7,16 +7,33 @@ from typing import Any
 from torch import Tensor
 
 from .latent import latent_backward, latent_forward
+from .pairs import (
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 from .reconstruction import reconstruction_backward, reconstruction_forward, rescale_
+from .rows import rows_backward, rows_forward
 
 __all__ = [
+    "aggregate_posterior_backward",
+    "aggregate_posterior_forward",
     "elbo_backward",
     "elbo_forward",
     "latent_backward",
     "latent_forward",
+    "mixture_backward",
+    "mixture_forward",
+    "mmd_backward",
+    "mmd_forward",
     "reconstruction_backward",
     "reconstruction_forward",
     "rescale_",
+    "rows_backward",
+    "rows_forward",
 ]
 
 

@@ -47,7 +47,7 @@ def box_muller(radius_word: torch.Tensor, angle_word: torch.Tensor) -> tuple[tor
 
 def noise(seed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """ε in float32 for every element of ``shape`` in row-major order; ``seed`` is one int64."""
-    count = shape.numel()
+    count = math.prod(shape)  # Size.numel would be a constant of what torch.jit.trace records
     q = torch.arange((count + 3) // 4, device=seed.device)
     zero = torch.zeros_like(q)
     key = (seed & WORD, (seed >> 32) & WORD)

@@ -18,6 +18,14 @@ from ..parameters import by_row
 from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import elbo, latent, reconstruction, reduce
 from .launch import INTERPRETED, TILE, Launch, plan, run
+from .pairs import (  # noqa: F401
+    aggregate_posterior_backward,
+    aggregate_posterior_forward,
+    mixture_backward,
+    mixture_forward,
+    mmd_backward,
+    mmd_forward,
+)
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 UNAVAILABLE = "" if INTERPRETED or torch.cuda.is_available() else "torch sees no CUDA device"

@@ -14,6 +14,7 @@ from .. import likelihoods as table
 from ..likelihoods import bound
 from .approx import exp, exp_accurate, log, log_accurate, reciprocal, reciprocal_accurate, reciprocal_of_normal
 
+TWO_PI = tl.constexpr(6.283185307179586)
 HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
 COUNT_EPS = tl.constexpr(table.COUNT_EPS)
 LOG_TWO = tl.constexpr(0.6931471805599453)
@@ -95,7 +96,7 @@ def bernoulli_probs_log_clamped_exact(y, x):
 @triton.jit
 def continuous_bernoulli_logits(y, x):
     magnitude = tl.abs(y)
-    small = magnitude < (0.25 if y.dtype == tl.float64 else 0.5)  # how far five terms reach
+    small = magnitude < 0.5
     s = tl.where(small, y, 0.0)
     s2 = s * s
     log_series = s2 * (1 / 479001600) - 1 / 9676800
@@ -121,7 +122,7 @@ def minus_product(c: tl.constexpr, a, b):
 @triton.jit
 def gaussian(y, x, var):
     d, precision = y - x, reciprocal_accurate(var)
-    return 0.5 * d * d * precision + 0.5 * log(var) + HALF_LOG_TWO_PI, 1.0, d * precision
+    return 0.5 * d * d * precision + 0.5 * log(var * TWO_PI), 1.0, d * precision
 
 
 @triton.jit
