@@ -84,8 +84,8 @@ class Normal(distributions.Normal):
         self.loc, spread = broadcast_all(loc, given)
         setattr(self, "logvar" if scale is None else "scale", spread)
         shape = torch.Size() if numbers else self.loc.shape
-        valid = _has_no_nan if scale is None else _is_positive
-        _init(self, validate_args, (_has_no_nan, self.loc), (valid, spread), batch_shape=shape)
+        looks = (_has_no_nan, self.loc), (_has_no_nan if scale is None else _is_positive, spread)
+        _init(self, validate_args, *(() if self._is_standard else looks), batch_shape=shape)
 
     @lazy_property
     def scale(self) -> Tensor:  # type: ignore[override]
@@ -259,18 +259,19 @@ def _kl(q: Normal, p: distributions.Normal, events: int) -> Tensor:
     if not _fit(mu, logvar, *prior):
         plain = (distributions.Normal(each.loc, each.scale, validate_args=False) for each in (q, p))
         return _summed(kl_divergence(*plain), events)
-    if standard and mu.shape != p.batch_shape:
-        shape = torch.broadcast_shapes(mu.shape, p.batch_shape)
+    shape = mu.shape
+    if shape[max(0, len(shape) - len(p.batch_shape)) :] != p.batch_shape:
+        shape = torch.broadcast_shapes(shape, p.batch_shape)
         mu, logvar = mu.expand(shape), logvar.expand(shape)
-    mu, logvar, *prior = _broadcast(mu, logvar, *prior)
-    shape = mu.shape[: mu.dim() - events]
-    if events:
-        mu, logvar, *prior = (_by_example(tensor, events) for tensor in (mu, logvar, *prior))
-    else:
+    if not events:
         mu, logvar, *prior = _as_autocast(mu, logvar, *prior)
+    elif len(shape) != events + 1:
+        mu, logvar, *prior = (_by_example(tensor.expand(shape), events) for tensor in (mu, logvar, *prior))
     named = dict(zip(("prior_mu", "prior_logvar" if isinstance(p, Normal) else "prior_std"), prior, strict=False))
-    kl = gaussian_kl(mu, logvar, **named, reduction="example" if events else "none")
-    return kl.reshape(shape) if events else kl
+    if not events:
+        return gaussian_kl(mu, logvar, **named, reduction="none")
+    kl = gaussian_kl(mu, logvar, **named, reduction="example")
+    return kl if len(shape) == events + 1 else kl.reshape(shape[: len(shape) - events])
 
 
 def _init(
