@@ -78,7 +78,7 @@ class Normal(distributions.Normal):
             came = "neither" if scale is None else "both"
             raise ValueError(f"exactly one of scale and logvar must be given, got {came}")
         self._by_logvar = scale is None
-        given = logvar if scale is None else scale
+        given: Any = logvar if scale is None else scale
         numbers = isinstance(loc, Number) and isinstance(given, Number)
         self._is_standard = bool(numbers and loc == 0 and given == (0 if scale is None else 1))
         self.loc, spread = broadcast_all(loc, given)
@@ -120,8 +120,9 @@ class Normal(distributions.Normal):
         if not shape.numel() or not _fit(self.loc, self.logvar if self._by_logvar else self.scale):
             return super().rsample(sample_shape)
         several = len(shape) > self.loc.dim()
-        spread = {"logvar": self.logvar} if self._by_logvar else {"std": self.scale}
-        z = reparameterize(self.loc, **spread, samples=shape.numel() // self.loc.numel() if several else None)
+        logvar, std = (self.logvar, None) if self._by_logvar else (None, self.scale)
+        count = shape.numel() // self.loc.numel() if several else None
+        z = reparameterize(self.loc, logvar, std=std, samples=count)
         return z.reshape(shape) if several else z
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -255,7 +256,7 @@ def _kl_of_independents(q: Independent, p: distributions.Independent) -> Tensor:
 def _kl(q: Normal, p: distributions.Normal, events: int) -> Tensor:
     """KL(q‖p), summed over the last ``events`` axes. Source: Kingma & Welling 2014, appendix B."""
     mu, logvar, standard = q.loc, q.logvar, getattr(p, "_is_standard", False)
-    prior = () if standard else (p.loc, p.logvar if isinstance(p, Normal) else p.scale)
+    prior = [] if standard else [p.loc, p.logvar if isinstance(p, Normal) else p.scale]
     if not _fit(mu, logvar, *prior):
         plain = (distributions.Normal(each.loc, each.scale, validate_args=False) for each in (q, p))
         return _summed(kl_divergence(*plain), events)
@@ -267,7 +268,9 @@ def _kl(q: Normal, p: distributions.Normal, events: int) -> Tensor:
         mu, logvar, *prior = _as_autocast(mu, logvar, *prior)
     elif len(shape) != events + 1:
         mu, logvar, *prior = (_by_example(tensor.expand(shape), events) for tensor in (mu, logvar, *prior))
-    named = dict(zip(("prior_mu", "prior_logvar" if isinstance(p, Normal) else "prior_std"), prior, strict=False))
+    named: dict[str, Any] = dict(
+        zip(("prior_mu", "prior_logvar" if isinstance(p, Normal) else "prior_std"), prior, strict=False)
+    )
     if not events:
         return gaussian_kl(mu, logvar, **named, reduction="none")
     kl = gaussian_kl(mu, logvar, **named, reduction="example")

@@ -265,7 +265,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     loc, logvar = torch.randn(3, 784).to(dtype), torch.randn(3, 784).to(dtype)
     x = binary(3, 784, dtype=dtype)
     for cast in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=cast):
             for values in ("log_prob", "kl", "coin"):
                 found, want = [], []
                 for module, out in ((ours, found), (distributions, want)):
