@@ -48,12 +48,12 @@ from .registry import backends, use_backend
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("models",)
+_LOADED_LATE = ("distributions", "models")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """``fastvae.models`` without an import of its own, loaded when first asked for."""
-    if name in _SUBPACKAGES:
+    """``fastvae.models`` and ``.distributions`` without an import of their own, loaded when first asked for."""
+    if name in _LOADED_LATE:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
