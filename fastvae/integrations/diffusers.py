@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import Generators, gaussian_kl, gaussian_nll, reparameterize
+from . import what_came
 
 CLAMP = (-30.0, 20.0)  # of log σ², as diffusers has it
 NOISES = ("torch", "fastvae")
@@ -172,7 +173,7 @@ def _vae(given: Any) -> Any:
     if not (isinstance(vae, nn.Module) and callable(getattr(vae, "encode", None)) and _uses_it(type(vae))):
         raise TypeError(
             "model must be an autoencoder of diffusers that encodes to a DiagonalGaussianDistribution, or a pipeline "
-            f"with one as its vae, got {type(given if vae is None else vae).__name__}"
+            f"with one as its vae, got {what_came(given if vae is None else vae)}"
         )
     return vae
 

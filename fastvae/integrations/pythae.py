@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..functional import bce, elbo_loss, gaussian_kl, gaussian_nll, mse
+from . import what_came
 
 Losses = tuple[Tensor, ...]
 
@@ -54,7 +55,7 @@ def _fused_loss(model: Any) -> Callable[..., Losses]:
     from pythae.models.base import BaseAE
 
     if not isinstance(model, BaseAE):
-        raise TypeError(f"model must be a VAE of pythae, got {type(model).__name__}")
+        raise TypeError(f"model must be a VAE of pythae, got {what_came(model)}")
     replaced = vars(model).get("loss_function")
     own = getattr(type(model), "loss_function", None)
     found = _table().get(own) if replaced is None or isinstance(replaced, _Loss) else None

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..functional import negative_binomial_nll, poisson_nll, zero_inflated_negative_binomial_nll
+from . import what_came
 
 DEVICES = ("cpu", "cuda")  # those with kernels
 
@@ -71,7 +72,7 @@ def _vae(given: Any) -> Any:
 
     vae = given if isinstance(given, VAE) else getattr(given, "module", None)
     if not isinstance(vae, VAE):
-        raise TypeError(f"module must be a scvi.module.VAE, or a model that has one, got {type(given).__name__}")
+        raise TypeError(f"module must be a scvi.module.VAE, or a model that has one, got {what_came(given)}")
     if not isinstance(vae.loss, _Loss) and getattr(vae.loss, "__func__", None) not in (VAE.loss, SCANVAE.loss):
         raise TypeError(f"module must have the loss of VAE or of SCANVAE, got {type(vae).__name__} with its own")
     return vae
