@@ -197,5 +197,5 @@ def test_errors() -> None:
         for call in (integration.patch, integration.unpatch):
             with pytest.raises(TypeError, match=f"autoencoder of diffusers that encodes .*got {type(wrong).__name__}"):
                 call(wrong)
-    with pytest.raises(TypeError, match="got the class AutoencoderKL: give an instance of it$"):
+    with pytest.raises(TypeError, match=r"got the class AutoencoderKL: give an instance of it$"):
         integration.patch(diffusers.AutoencoderKL)

@@ -264,9 +264,9 @@ def test_errors(scvi: Any) -> None:
         for call in (integration.patch, integration.unpatch, lambda module: integration.fused(module).__enter__()):
             with pytest.raises(TypeError, match=f"scvi.module.VAE, or a model.*got {type(wrong).__name__}"):
                 call(wrong)
-    with pytest.raises(TypeError, match="got the class SCVI: give an instance of it$"):
+    with pytest.raises(TypeError, match=r"got the class SCVI: give an instance of it$"):
         integration.patch(scvi.model.SCVI)
-    with pytest.raises(TypeError, match="got what torch.compile makes of VAE: patch the model, then compile it$"):
+    with pytest.raises(TypeError, match=r"got what torch.compile makes of VAE: patch the model, then compile it$"):
         integration.patch(torch.compile(module_of(scvi, "nb")))
     with pytest.raises(TypeError, match="got AutoZIVAE with its own"):
         integration.patch(scvi.module.AutoZIVAE(GENES))

@@ -104,9 +104,9 @@ def test_errors(pythae: Any) -> None:
         for call in (integration.patch, integration.unpatch):
             with pytest.raises(TypeError, match=f"must be a VAE of pythae, got {type(wrong).__name__}"):
                 call(wrong)
-    with pytest.raises(TypeError, match="VAE of pythae, got the class VAE: give an instance of it$"):
+    with pytest.raises(TypeError, match=r"VAE of pythae, got the class VAE: give an instance of it$"):
         integration.patch(pythae.VAE)
-    with pytest.raises(TypeError, match="got what torch.compile makes of VAE: patch the model, then compile it$"):
+    with pytest.raises(TypeError, match=r"got what torch.compile makes of VAE: patch the model, then compile it$"):
         integration.patch(torch.compile(model_of(pythae, "VAE")))
     with pytest.raises(TypeError, match=r"must have the loss of one of VAE, BetaVAE.* got AE with its own"):
         integration.patch(pythae.AE(pythae.AEConfig(input_dim=(1, 6, 6))))
