@@ -245,12 +245,11 @@ def _kl_of_normals(q: Normal, p: distributions.Normal) -> Tensor:
 
 @register_kl(Independent, distributions.Independent)
 def _kl_of_independents(q: Independent, p: distributions.Independent) -> Tensor:
-    events = q.reinterpreted_batch_ndims
-    if events != p.reinterpreted_batch_ndims:
-        raise NotImplementedError
-    if isinstance(q.base_dist, Normal) and isinstance(p.base_dist, distributions.Normal):
+    events, normal = q.reinterpreted_batch_ndims, isinstance(q.base_dist, Normal)
+    if normal and isinstance(p.base_dist, distributions.Normal) and events == p.reinterpreted_batch_ndims:
         return _kl(q.base_dist, p.base_dist, events)
-    return _summed(kl_divergence(q.base_dist, p.base_dist), events)
+    plain = (distributions.Independent(each.base_dist, each.reinterpreted_batch_ndims, False) for each in (q, p))
+    return kl_divergence(*plain)  # torch's, or what replaced it: Pyro's knows more of them
 
 
 def _kl(q: Normal, p: distributions.Normal, events: int) -> Tensor:
