@@ -214,16 +214,9 @@ class Bernoulli(distributions.Bernoulli):
 class Independent(distributions.Independent):
     """The last axes of a distribution as one event, as ``torch.distributions.Independent``.
 
-    ``log_prob`` and the KL of a ``Normal`` or ``Bernoulli`` of this module are summed by the kernel that computes them.
-    Any other distribution may be given, too.
-
-    Args:
-        base_distribution: the distribution.
-        reinterpreted_batch_ndims: how many of its last axes are summed over.
-        validate_args: see ``torch.distributions.Distribution``.
-
-    Raises:
-        ValueError: there are fewer axes.
+    ``Independent(base_distribution, reinterpreted_batch_ndims)`` sums over as many of the last axes. ``log_prob`` and
+    the KL of a ``Normal`` or ``Bernoulli`` of this module are summed by the kernel that computes them. Any other
+    distribution may be given, too. A ``ValueError`` says that it has fewer axes.
 
     >>> Independent(Normal(torch.zeros(2, 3), torch.ones(2, 3)), 1).log_prob(torch.zeros(2, 3))
     tensor([-2.7568, -2.7568])

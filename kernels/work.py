@@ -448,14 +448,18 @@ class Primitives:
         reduction: str,
     ) -> list[Tensor]:
         gradients = [self.empty_like(mu), self.empty_like(scale)]
-        if not mu.numel() or not gradient.numel():
+        if not mu.numel():
             self.rescale_(gradient, upstream)
-            return [of_latent.zero_() for of_latent in gradients]
-        work = Latent([mu, scale], reduction, self.block, upstream)
+            return gradients
+        some = gradient.numel() > 0
+        work = Latent([mu, scale], reduction, self.block, upstream if some else beta * upstream)
         work.places += NO_PRIOR
         work.seed, work.log_scale, work.samples, work.free_bits = None, log_scale, 1, free_bits
         work.low, work.high = low, high
-        self.fill_elbo_gradients(work, gradient, upstream, beta, gradients)
+        if some:
+            self.fill_elbo_gradients(work, gradient, upstream, beta, gradients)
+        else:
+            self.fill_latent_gradients(work, None, gradients)
         return gradients
 
     def elbo_forward(

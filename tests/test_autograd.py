@@ -152,6 +152,19 @@ def test_the_elbo_of_two_dtypes_has_that_of_the_reconstruction(
         assert [t.dtype for t in out] == [torch.float32, torch.float32, torch.float64]
 
 
+@pytest.mark.parametrize(
+    "shapes", [((3, 0), (3, 4)), ((3, 4), (3, 0)), ((0, 4), (0, 2))], ids=["data", "latent", "batch"]
+)
+def test_elbo_of_nothing(backend: str, shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """Without data the KL has its gradients still, and without a latent the data theirs."""
+    data, latent = shapes
+    recon, mu, logvar = (torch.full(shape, 0.5, requires_grad=True) for shape in (data, latent, latent))
+    fastvae.elbo_loss(recon, torch.zeros(data), mu, logvar, beta=2.0, reduction="sum").loss.backward()
+    torch.testing.assert_close(mu.grad, torch.full(latent, 2.0 * 0.5))
+    torch.testing.assert_close(logvar.grad, torch.full(latent, math.exp(0.5) - 1))
+    torch.testing.assert_close(recon.grad, torch.full(data, 0.5).sigmoid())
+
+
 def test_elbo_gradcheck(backend: str) -> None:
     recon, target = (t.requires_grad_() for t in OPS["bce_with_logits"].inputs(2, 3))
     mu, logvar = (t.requires_grad_() for t in OPS["gaussian_kl"].inputs(2, 2))

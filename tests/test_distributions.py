@@ -20,6 +20,12 @@ DTYPES = [torch.float64, torch.float32]
 SHAPES = [(3, 5), (4,), (2, 3, 4), ()]
 
 
+@pytest.fixture(autouse=True)
+def validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments are validated, although ``torch.compile`` turns that off in a process that has compiled anything."""
+    monkeypatch.setattr(distributions.Distribution, "_validate_args", True)
+
+
 def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=dtype, requires_grad=True)
 
