@@ -28,6 +28,7 @@ from ..kernels import triton as backend
 from ..kernels.layout import accumulator
 from ..kernels.likelihoods import DEFAULT_NUMBERS, LIKELIHOODS, OF_COUNTS, WITH_TENSOR
 from ..kernels.triton import approx, launch
+from ..kernels.triton import rows as backend_rows
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # H200: 132 multiprocessors × 4 warps × 32 lanes at 1.98 GHz over the 4.3 TB/s a copy reaches
@@ -93,7 +94,7 @@ def record(call: Callable[[], object]) -> list[Launch]:
     def run(kernel: Any, programs: int, on: torch.Tensor, *args: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, args, constants))
 
-    with mock.patch.object(backend, "run", run):
+    with mock.patch.object(backend, "run", run), mock.patch.object(backend_rows, "run", run):
         call()
     return launches
 
@@ -211,6 +212,7 @@ def works(dtype: torch.dtype) -> Iterator[Work]:
     yield "rescale", 2 * size, partial(backend.rescale_, recon, _meta())
     yield from _works_with_tensor(dtype)
     yield from _latent_works(dtype)
+    yield from _row_works(dtype)
 
 
 def _reconstruction_works(likelihood: str, dtype: torch.dtype) -> Iterator[Work]:
@@ -243,6 +245,32 @@ def _works_with_tensor(dtype: torch.dtype) -> Iterator[Work]:
         yield "softmax of scores", size, from_scores
         yield "from scores one pass", 4 * size, from_scores
         yield "what a softmax passes on", 3 * size, from_scores
+
+
+def _row_works(dtype: torch.dtype) -> Iterator[Work]:
+    """An element of a mixture is a parameter, of the others what its name says."""
+    size, pixels = dtype.itemsize, torch.uint8
+    options: dict[str, Any] = {"reduction": "batchmean", "with_gradient": True}
+    options |= {"channels": 3, "channels_last": True, "unimix": 0.0, "balance": -1.0}
+
+    def forward(term: str, *tensors: torch.Tensor, **changed: Any) -> Callable[[], object]:
+        return partial(backend.rows_forward, *tensors, term=term, **{**options, **changed})
+
+    rgb, first = _meta(1024, 32, 32, 3, dtype=pixels), _meta(1024, 3, 32, 32, dtype=pixels)
+    yield "mixture RGB", 2 * size, forward("logistic_mixture", _meta(1024, 32, 32, 100, dtype=dtype), rgb)
+    channels_first = _meta(1024, 100, 32, 32, dtype=dtype)
+    yield "mixture RGB first", 2 * size, forward("logistic_mixture", channels_first, first, channels_last=False)
+    grey = _meta(1024, 28, 28, 30, dtype=dtype), _meta(1024, 28, 28, 1, dtype=pixels)
+    yield "mixture grey", 2 * size, forward("logistic_mixture", *grey, channels=1)
+    data = _meta(ROWS, COLS, dtype=dtype)
+    yield "logistic", 4 * size + 1, forward("logistic", data, data, _meta(ROWS, COLS, dtype=pixels))
+    logits, classes = _meta(ROWS, 512, dtype=dtype), _meta(ROWS, dtype=torch.int64)
+    yield "categorical NLL", 2 * size, forward("categorical_nll", logits, classes)
+    yield "categorical KL", 4 * size, forward("categorical_kl", logits, logits)
+    yield "categorical KL unimix", 4 * size, forward("categorical_kl", logits, logits, unimix=0.01)
+    latent = _meta(ROWS, LATENT, dtype=dtype)
+    yield "log q − log p", 6 * size, forward("log_ratio", latent, latent, latent)
+    yield "log q − log p of a prior", 10 * size, forward("log_ratio", *[latent] * 5)
 
 
 def _latent_works(dtype: torch.dtype) -> Iterator[Work]:

@@ -74,7 +74,10 @@ PERTURBED = "triton and (test_long or (test_dtypes and float32))"
     [
         ("test_ops.py", BY_DTYPE, ""),
         ("test_ops.py", OTHERS_OF_IT, ""),
-        *((f"test_{name}.py", IN_THE_INTERPRETER, "") for name in ("noise", "autograd", "parameters", "counts")),
+        *(
+            (f"test_{name}.py", IN_THE_INTERPRETER, "")
+            for name in ("noise", "autograd", "parameters", "counts", "rows")
+        ),
         ("test_ops.py", PERTURBED, "1"),
     ],
 )
@@ -102,6 +105,19 @@ def test_machine_code(kernel: str, dtype: str, arch: int) -> None:
     others = {"STG.32"} if "example" in kernel else {"STG.64"} if "inflated" in kernel else set()
     assert {w for w in report.loop.widths if w.startswith("STG")} <= {"STG.128"} | others
     assert report.loop.instructions <= BARS.get((kernel, dtype), 1000)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "kernel",
+    ["mixture RGB", "mixture RGB first", "mixture grey", "logistic", "categorical NLL", "categorical KL unimix",
+     "log q − log p of a prior"],
+)  # fmt: skip
+def test_machine_code_of_rows(kernel: str, dtype: str) -> None:
+    (report,) = static_roofline.reports(dtype, 90, lambda name: name == kernel)
+    assert report.spills == 0
+    assert report.stack == 0
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..layout import ALL, cols
 from ..likelihoods import OF_COUNTS
 from ..parameters import by_row
+from ..rows import RowTerms
 from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
-from . import elbo, latent, reconstruction, reduce
+from . import elbo, latent, reconstruction, reduce, rows
 from .launch import INTERPRETED, TILE, Launch, plan, run
 from .pairs import (  # noqa: F401
     aggregate_posterior_backward,
@@ -89,7 +90,7 @@ def _elbo_plan(
     return tiles, latent_tiles, constants | {"LATENT_ROWS": latent_tiles.rows, "LATENT_BLOCK": latent_tiles.block}
 
 
-class Triton(Primitives):
+class Triton(RowTerms, Primitives):
     """A kernel leaves partial sums, ``chunks`` a row, of which ``reduce`` makes the loss.
 
     Where a pointer is not read nor written, the first input stands.
@@ -97,6 +98,11 @@ class Triton(Primitives):
 
     on_host = False
     block = ALL
+    row_kernels = rows.KERNELS
+    logistic_kernel = True
+
+    def fill_logistic(self, work: Work, nll: Tensor | None, sums: Tensor | None, gradients: list[Tensor]) -> int:
+        return rows.fill_logistic(work, nll, sums, gradients)
 
     def fill_reconstruction(self, work: Reconstruction, loss: Tensor) -> None:
         recon, parameter = work.like, _parameter(work)
@@ -236,3 +242,5 @@ latent_forward = _primitives.latent_forward
 reconstruction_backward = _primitives.reconstruction_backward
 reconstruction_forward = _primitives.reconstruction_forward
 rescale_ = _primitives.rescale_
+rows_backward = _primitives.rows_backward
+rows_forward = _primitives.rows_forward
