@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from . import checks, functional, pairs
+from . import checks, discrete, functional, pairs
 from .functional import Parameter, Prior
 from .kernels import likelihoods
 
@@ -24,11 +24,16 @@ __all__ = [
     "AggregatePosterior",
     "BCELoss",
     "BCEWithLogitsLoss",
+    "CategoricalKL",
+    "CategoricalNLLLoss",
     "ContinuousBernoulliWithLogitsLoss",
+    "DiscretizedLogisticMixtureNLLLoss",
+    "DiscretizedLogisticNLLLoss",
     "ELBOLoss",
     "GaussianKL",
     "GaussianMixturePrior",
     "GaussianNLLLoss",
+    "GumbelSoftmax",
     "L1Loss",
     "LaplaceNLLLoss",
     "LinearBCE",
@@ -39,6 +44,7 @@ __all__ = [
     "PoissonNLLWithLogRateLoss",
     "Reparameterize",
     "SampleWithKL",
+    "StraightThroughSample",
     "ZeroInflatedNegativeBinomialNLLFromScoresLoss",
     "ZeroInflatedNegativeBinomialNLLLoss",
 ]
@@ -60,6 +66,10 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "beta": checks.beta,
     "likelihood": checks.likelihood,
     "chunk": checks.chunk,
+    "balance": lambda value: value is None or checks.number("balance", value, 0, 1),
+    "unimix": lambda value: checks.number("unimix", value, 0, 1),
+    "temperature": lambda value: checks.number("temperature", value, 0, above=True),
+    "hard": bool,
     "dataset_size": pairs.dataset_size_of,
     "sampling": pairs.sampling_of,
     "kernel": pairs.kernel_of,
@@ -424,6 +434,72 @@ class ZeroInflatedNegativeBinomialNLLFromScoresLoss(_Op):
         return functional.zero_inflated_negative_binomial_nll_from_scores(
             scores, library_size, target, zero_logits=zero_logits, **self.options
         )
+
+
+class DiscretizedLogisticNLLLoss(_Op):
+    """:func:`fastvae.discretized_logistic_nll`; a ``Parameter`` as ``log_scale`` is learned."""
+
+    def __init__(self, *, log_scale: Parameter, reduction: str = "batchmean"):
+        super().__init__(log_scale=log_scale, reduction=reduction)
+
+    def forward(self, mean: Tensor, target: Tensor) -> Tensor:
+        """``[B, *data]`` twice, the second levels → nats."""
+        return discrete.discretized_logistic_nll(mean, target, **self.options)
+
+
+class DiscretizedLogisticMixtureNLLLoss(_Op):
+    """:func:`fastvae.discretized_logistic_mixture_nll`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, params: Tensor, target: Tensor) -> Tensor:
+        """``[B, *spatial, 10·K]`` and levels ``[B, *spatial, 3]``, or channels first → nats."""
+        return discrete.discretized_logistic_mixture_nll(params, target, **self.options)
+
+
+class CategoricalNLLLoss(_Op):
+    """:func:`fastvae.categorical_nll`."""
+
+    def __init__(self, *, reduction: str = "batchmean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """``[B, *positions, classes]`` and classes ``[B, *positions]`` → nats."""
+        return discrete.categorical_nll(logits, target, **self.options)
+
+
+class CategoricalKL(_Op):
+    """:func:`fastvae.categorical_kl`."""
+
+    def __init__(self, *, balance: float | None = None, unimix: float = 0.0, reduction: str = "batchmean"):
+        super().__init__(balance=balance, unimix=unimix, reduction=reduction)
+
+    def forward(self, logits_q: Tensor, logits_p: Tensor) -> Tensor:
+        """``[B, *groups, classes]`` twice → nats."""
+        return discrete.categorical_kl(logits_q, logits_p, **self.options)
+
+
+class StraightThroughSample(_Op):
+    """:func:`fastvae.straight_through_sample`."""
+
+    def __init__(self, *, unimix: float = 0.0):
+        super().__init__(unimix=unimix)
+
+    def forward(self, logits: Tensor, *, generator: torch.Generator | None = None, seed: int | None = None) -> Tensor:
+        """``[B, *groups, classes]`` → one-hot vectors of that shape."""
+        return discrete.straight_through_sample(logits, **self.options, generator=generator, seed=seed)
+
+
+class GumbelSoftmax(_Op):
+    """:func:`fastvae.gumbel_softmax`. To anneal, set ``sample.temperature``."""
+
+    def __init__(self, *, temperature: float = 1.0, hard: bool = False):
+        super().__init__(temperature=temperature, hard=hard)
+
+    def forward(self, logits: Tensor, *, generator: torch.Generator | None = None, seed: int | None = None) -> Tensor:
+        """``[B, *groups, classes]`` → vectors of that shape that sum to 1."""
+        return discrete.gumbel_softmax(logits, **self.options, generator=generator, seed=seed)
 
 
 class LinearBCE(nn.Linear):

@@ -583,3 +583,39 @@ def test_threads_change_nothing() -> None:
     torch.set_num_threads(before)
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1][0], results[1][1][0])
+
+
+def test_a_module_for_each_function() -> None:
+    """The same value, options as attributes, and what they are in its repr."""
+    m, x = torch.randn(4, 5), levels(4, 5)
+    rgb, logits, classes = levels(2, 3, 3, RGB), torch.randn(4, 6), torch.randint(0, 6, (4,))
+    learned = torch.nn.Parameter(torch.tensor(-1.0))
+    modules = fastvae.nn
+    scaled = modules.DiscretizedLogisticNLLLoss(log_scale=learned)
+    assert [name for name, _ in scaled.named_parameters()] == ["log_scale"]
+    loss = scaled(m, x)
+    torch.testing.assert_close(loss, fastvae.discretized_logistic_nll(m, x, log_scale=learned))
+    loss.backward()
+    assert learned.grad is not None
+    p = params(rgb, 2)
+    pairs = [
+        (modules.DiscretizedLogisticMixtureNLLLoss(reduction="sum")(p, rgb),
+         fastvae.discretized_logistic_mixture_nll(p, rgb, reduction="sum")),
+        (modules.CategoricalNLLLoss()(logits, classes), fastvae.categorical_nll(logits, classes)),
+        (modules.CategoricalKL(balance=0.8, unimix=0.01)(logits, -logits),
+         fastvae.categorical_kl(logits, -logits, balance=0.8, unimix=0.01)),
+        (modules.StraightThroughSample(unimix=0.1)(logits, seed=3),
+         fastvae.straight_through_sample(logits, unimix=0.1, seed=3)),
+        (modules.GumbelSoftmax(temperature=0.5)(logits, seed=3),
+         fastvae.gumbel_softmax(logits, temperature=0.5, seed=3)),
+    ]  # fmt: skip
+    for got, want in pairs:
+        assert torch.equal(got, want)
+    assert repr(modules.GumbelSoftmax(hard=True)) == "GumbelSoftmax(temperature=1.0, hard=True)"
+    for make, message in (
+        (lambda: modules.GumbelSoftmax(temperature=0), "temperature must be > 0, got 0"),
+        (lambda: modules.CategoricalKL(balance=2.0), "balance must be"),
+        (lambda: modules.CategoricalNLLLoss(reduction="avg"), "reduction must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
