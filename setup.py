@@ -162,7 +162,7 @@ setup(
         *(f"fastvae.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"fastvae.benchmarks": "benchmarks", "fastvae.kernels": "kernels"},
-    package_data={"fastvae": ["py.typed", "_C.pyi"], "fastvae.train": ["templates/*.html"]},
+    package_data={"fastvae": ["py.typed", "_C.pyi"], "fastvae.train": ["templates/*"]},
     include_package_data=False,  # only what the line above names
     ext_modules=[Extension("fastvae._C", sorted(map(str, SOURCES.rglob("*.cpp"))), optional=True)],
     cmdclass={"build_ext": BuildExtension},

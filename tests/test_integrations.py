@@ -219,6 +219,28 @@ def test_training_saving_and_what_a_model_is_asked(scvi: Any, tmp_path: Path) ->
     assert_close(results(loaded), expected, 1e-5)
 
 
+@pytest.mark.parametrize("likelihood", COUNTS)
+def test_the_training_curve_is_that_of_its_own_loss(scvi: Any, likelihood: str) -> None:
+    """Five epochs with the noise of one seed: each step starts where the last one ended, so differences would grow."""
+    anndata = pytest.importorskip("anndata")
+    torch.manual_seed(0)
+    x = counts(1000, 200).numpy()
+
+    def curve(patched: bool) -> np.ndarray:
+        adata = anndata.AnnData(x)
+        scvi.model.SCVI.setup_anndata(adata)
+        scvi.settings.seed = 0
+        model = scvi.model.SCVI(adata, gene_likelihood=likelihood)
+        if patched:
+            integration.patch(model)
+        model.train(max_epochs=5, accelerator="cpu", enable_progress_bar=False)
+        return model.history["elbo_train"].to_numpy(float).ravel()
+
+    own, fused = curve(False), curve(True)
+    assert own[-1] < own[0]
+    np.testing.assert_allclose(fused, own, rtol=1e-5)
+
+
 def test_only_the_instance_is_patched_and_unpatch_restores_it(scvi: Any) -> None:
     own, module, other = scvi.module.VAE.loss, module_of(scvi, "nb"), module_of(scvi, "nb")
     before = dict(vars(module))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -422,3 +423,8 @@ def test_a_gallery_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert card.formula.partition("|")[0] in page
     assert "fastvae train --model cvae --data digits" in page
     assert "http" not in page
+    for_docs = (tmp_path / "gallery.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((gallery/.*?\.webp)\)", for_docs)
+    assert len(pictures) == 2
+    assert all((tmp_path / picture).stat().st_size for picture in pictures)
+    assert card.formula in for_docs

@@ -159,6 +159,7 @@ def sample_grids(models: dict[str, AutoEncoder], seed: int) -> Figure:
     """Eight by eight images decoded from the prior of each model, side by side."""
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(1, len(models), figsize=(10, 10 / len(models) + 0.4), squeeze=False)
+        figure.set_layout_engine("constrained", w_pad=0.08)
         for axis, (name, model) in zip(grid[0], models.items(), strict=True):
             torch.manual_seed(seed)
             axis.imshow(tile(model.sample(64).float().cpu(), 8), cmap="gray_r", vmin=0, vmax=1)
@@ -190,7 +191,7 @@ def latent(model: AutoEncoder, images: Tensor, labels: Tensor) -> Figure:
         for label in labels.unique().tolist():
             chosen = (labels == label).cpu()
             colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
-            axes.scatter(mu[chosen, 0], mu[chosen, 1], s=7, alpha=0.7, linewidths=0, color=colour, label=str(label))
+            axes.scatter(mu[chosen, 0], mu[chosen, 1], s=10, alpha=0.7, linewidths=0, color=colour, label=str(label))
         axes.set(title=title, xlabel=x_label, ylabel=y_label, aspect="equal")
         axes.legend(title="class", frameon=False, markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -208,7 +209,7 @@ def latent_3d(model: AutoEncoder, images: Tensor, labels: Tensor, mu: Tensor) ->
             axes = figure.add_subplot(1, 2, k + 1, projection="3d")
             for label in labels.unique().tolist():
                 colour, chosen = CLASS_COLOURS[label % len(CLASS_COLOURS)], (labels == label).cpu().numpy()
-                axes.scatter(*points[chosen].T, s=6, alpha=0.7, linewidths=0, color=colour, label=str(label))
+                axes.scatter(*points[chosen].T, s=14, alpha=0.7, linewidths=0, color=colour, label=str(label))
             axes.set_title(title)
             axes.tick_params(labelsize=7)
         handles, names = axes.get_legend_handles_labels()
