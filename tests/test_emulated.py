@@ -53,3 +53,37 @@ def test_the_op_table_in_the_emulator(setting: str, tests: str, library: Path) -
     run = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
+
+
+COUNTED = """
+import ctypes, os, sys
+
+sys.path.insert(0, "cuda_emulator")
+import build
+
+library = os.environ["FASTVAE_EMULATED_CUDA"]
+build.load(library)
+import torch, fastvae
+
+launches = ctypes.c_int64.in_dll(ctypes.CDLL(library), "emulator_launches")
+for shape in ((128, 784), (3, 5)):
+    for scale in (1, 2):  # an upstream gradient of 1, and another
+        recon, target = torch.randn(shape, requires_grad=True), torch.rand(shape)
+        mu, logvar = (torch.randn(shape[0], 20, requires_grad=True) for _ in range(2))
+        before = launches.value
+        with fastvae.use_backend("cuda"):
+            loss = scale * fastvae.elbo_loss(recon, target, mu, logvar, beta=0.5).loss
+            forward = launches.value
+            loss.backward()
+        print(forward - before, launches.value - forward)
+"""
+
+
+def test_the_elbo_takes_three_launches(library: Path) -> None:
+    """Two forward, one backward."""
+    environment = {**os.environ, "FASTVAE_EMULATED_CUDA": str(library)}
+    run = subprocess.run(
+        [sys.executable, "-c", COUNTED], cwd=HERE, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.splitlines() == ["2 1"] * 4

@@ -215,3 +215,28 @@ def test_launches_are_those_of_triton_itself() -> None:
     launches, kernels, kept = map(int, run.stdout.split())
     assert launches >= 120
     assert kept >= kernels > 10
+
+
+COUNTED = """
+import stubbed_triton as stub, torch, fastvae
+
+stub.install()
+with fastvae.use_backend("triton"):
+    for shape in ((128, 784), (3, 5)):
+        recon, target = torch.randn(shape, requires_grad=True), torch.rand(shape)
+        mu, logvar = (torch.randn(shape[0], 20, requires_grad=True) for _ in range(2))
+        for _ in range(2):  # the second goes by our look-up
+            stub.LAUNCHES.clear()
+            loss = fastvae.elbo_loss(recon, target, mu, logvar, beta=0.5).loss
+            forward = len(stub.LAUNCHES)
+            torch.autograd.grad(loss, (recon, mu, logvar))
+            print(forward, len(stub.LAUNCHES) - forward)
+"""
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
+def test_the_elbo_takes_three_launches() -> None:
+    """Two forward, one backward."""
+    run = subprocess.run([sys.executable, "-c", COUNTED], cwd=HERE, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.splitlines() == ["2 1"] * 4
