@@ -27,6 +27,7 @@ RECON, KL, OWN = "test_sizes and bce", "test_sizes and gaussian_kl", "test_each_
 NOISE = "test_the_contract or test_one_definition"
 INFLATED = "zero_inflat"  # "zero_inflated…" and "test_zero_inflation…"
 SCORES = "scores"
+MIXTURE, LEVEL, CLASSES = "test_the_mixture", "test_every_level", "test_rows"
 AVX512 = "csrc/host/avx512.h"
 
 
@@ -135,6 +136,20 @@ BUGS = [
     Bug("rows beyond the last count in a kernel's sum", "cpp", "csrc/host/pairs.cpp",
         "sums[r] += masked(all.template value<false>(load(distances[r] + v, V{})), there - v);",
         "sums[r] += all.template value<false>(load(distances[r] + v, V{}));", "test_pairs_equal"),
+    Bug("the highest level has no mass beyond it", "cpp", "csrc/host/logistic.h",
+        "edge = lowest | less(P(constant<V>(EDGE)), x)", "edge = lowest", LEVEL),
+    Bug("blue does not move with green", "cpp", "csrc/host/mixture.cpp",
+        "place(2, 0) + moved.b + moved.c)", "place(2, 0) + moved.b)", MIXTURE),
+    Bug("the class that was seen has the gradient of the others", "cpp", "csrc/host/rows.cpp",
+        "store_first(grad + target, 1, at_target);", "", CLASSES),
+    Bug("the coefficient of green has the gradient of red's", "triton", "kernels/triton/rows.py",
+        "rounded(by_blue * c_slope * green, kind)", "rounded(by_blue * c_slope * x, kind)", MIXTURE),
+    Bug("the shift of a mixture is that of its logits", "triton", "kernels/triton/rows.py",
+        "value = (top_logit - top)", "value = (top_logit - top_logit)", MIXTURE),
+    Bug("a sum relative to one logit is not made relative to a larger one", "triton", "kernels/triton/rows.py",
+        "sums * exp_accurate(top - larger, False) + ", "sums + ", "test_rows_longer"),
+    Bug("latents beyond a tile are lost", "triton", "kernels/triton/rows.py",
+        "sums += tl.where(mask, term, 0.0)", "sums = tl.where(mask, term, 0.0)", "test_rows_longer"),
 ]  # fmt: skip
 
 
@@ -152,6 +167,8 @@ def plant(bug: Bug, folder: Path) -> dict[str, str]:
         )
     file.write_text(text.replace(bug.right, bug.wrong))
     environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
+    if bug.backend == "triton":
+        environment["TRITON_INTERPRET"] = "1"
     if top == "csrc":
         environment["FASTVAE_EMULATED_CUDA"] = str(build.build(folder / "csrc"))
     return environment
@@ -162,7 +179,9 @@ def seen(bug: Bug) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = plant(bug, folder)
-        files = [f"tests/test_{file}.py" for file in ("ops", "autograd", "noise", "edges", "counts", "pairs")]
+        files = [
+            f"tests/test_{file}.py" for file in ("ops", "autograd", "noise", "edges", "counts", "pairs", "discrete")
+        ]
         if "half" in bug.tests:
             files = ["tests/test_extension.py"]
         chosen = f"({bug.tests})" + (f" and {bug.backend}" if len(files) > 1 else "")

@@ -306,6 +306,26 @@ def test_densities_of_samples(backend: str, samples: int | None, dtype: torch.dt
 
 
 @pytest.mark.parametrize("backend", TARGETS)
+def test_rows_longer_than_a_tile(backend: str) -> None:
+    """1,500 classes, the largest last; 600 latents: value and gradient, in float64."""
+    target, (q, p) = torch.tensor([3, 1499]), (torch.randn(2, 1500, dtype=torch.float64) * 3 for _ in range(2))
+    q[:, -1], p[:, -1] = 20.0, 15.0
+    nll = lambda a: F.cross_entropy(a, target, reduction="none")  # noqa: E731
+    kl = lambda q, p: (q.softmax(-1) * (q.log_softmax(-1) - p.log_softmax(-1))).sum(-1)  # noqa: E731
+    latents = [torch.randn(2, 600, dtype=torch.float64) for _ in range(5)]
+    calls: list[tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = [
+        (lambda a: fastvae.categorical_nll(a, target, reduction="none"), nll, [q]),
+        (lambda q, p: fastvae.categorical_kl(q, p, reduction="none"), kl, [q, p]),
+        (lambda z, m, v, a, b: fastvae.log_q_minus_log_p(z, m, v, prior_mu=a, prior_logvar=b), log_ratio, latents),
+    ]
+    for ours, theirs, inputs in calls:
+        want = value_and_gradients(theirs, inputs, len(inputs))
+        with on(backend):
+            got = value_and_gradients(ours, inputs, len(inputs))
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", TARGETS)
 def test_gradcheck_and_gradgradcheck(backend: str) -> None:
     x = levels(2, 2, RGB)
     target = torch.tensor([[0, 4], [2, 2]])
