@@ -15,7 +15,7 @@ def run(options: Namespace, device: str) -> None:
     try:
         from . import suite, table, works
     except ImportError as error:
-        raise UserError(f"{error}: pip install 'fastvae[bench]'") from None
+        raise UserError(f"{error}: pip install matplotlib pytest-benchmark") from None
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise UserError(f"--device must be cpu or cuda, got {device}")

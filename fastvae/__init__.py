@@ -48,11 +48,11 @@ from .registry import backends, use_backend
 
 __version__ = "0.1.0"
 
-_LOADED_LATE = ("distributions", "models")
+_LOADED_LATE = ("distributions", "integrations", "models")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """``fastvae.models`` and ``.distributions`` without an import of their own, loaded when first asked for."""
+    """``fastvae.models`` and the others without an import of their own, loaded when first asked for."""
     if name in _LOADED_LATE:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -541,7 +541,11 @@ class LinearBCE(nn.Linear):
 
     @classmethod
     def of(cls, layer: nn.Linear, **options: Any) -> LinearBCE:
-        """One that shares the parameters of ``layer``: ``LinearBCE.of(decoder[-1])``."""
+        """One that shares the parameters of ``layer``: ``LinearBCE.of(decoder[-1])``. TypeError if it is no Linear."""
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(
+                f"layer must be an nn.Linear, a decoder's last without a sigmoid after it, got {type(layer).__name__}"
+            )
         end = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta", **options)
         end.weight, end.bias = layer.weight, layer.bias
         return end.train(layer.training)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastvae.integrations import scvi as integration
+from fastvae.integrations import what_came
 
 CELLS, GENES, BATCHES, LABELS = 40, 60, 2, 3
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
@@ -82,6 +83,28 @@ def forbid(monkeypatch: pytest.MonkeyPatch, scvi: Any, likelihood: str) -> None:
         raise AssertionError("scvi-tools' own log_prob was called")
 
     monkeypatch.setattr(getattr(scvi.distributions, COUNTS[likelihood]), "log_prob", log_prob)
+
+
+def test_the_line_of_the_recipes_needs_no_import_of_its_own() -> None:
+    for name in ("scvi", "diffusers", "pythae"):
+        code = f"import fastvae; print(fastvae.integrations.{name}.patch.__module__)"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == f"fastvae.integrations.{name}"
+
+
+def test_errors_say_what_to_give_instead() -> None:
+    class Pipeline:
+        model = 1
+
+    wrapped = torch.nn.DataParallel(torch.nn.Linear(1, 1))
+    for given, said in (
+        ("a/name", "the name 'a/name': load the model first"),
+        (torch.nn.Linear, "the class Linear: give an instance of it"),
+        (wrapped, "DataParallel, which wraps a Linear: patch the model, then wrap it"),
+        (Pipeline(), "Pipeline: patch its model"),
+        (3, "int"),
+    ):
+        assert what_came(given) == said
 
 
 def test_importing_it_does_not_import_scvi() -> None:

@@ -273,3 +273,9 @@ ERRORS: list[tuple[tuple, dict[str, Any], type[Exception], str]] = [
 def test_errors_name_the_argument(arguments: tuple, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         fastvae.linear_bce(*arguments, **options)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.ReLU(), torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sigmoid())])
+def test_of_takes_a_linear_layer(layer: torch.nn.Module) -> None:
+    with pytest.raises(TypeError, match=f"layer must be an nn.Linear, .* got {type(layer).__name__}"):
+        fastvae.nn.LinearBCE.of(layer)

@@ -358,7 +358,7 @@ def test_faces_come_with_scikit_image() -> None:
 
 def test_without_scikit_image_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"comes with the package skimage: pip install 'fastvae\[faces\]'"):
+    with pytest.raises(UserError, match=r"comes with the package scikit-image: pip install scikit-image"):
         data.load("faces")
 
 

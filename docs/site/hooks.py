@@ -62,21 +62,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Fill ``<!-- recipes -->`` with a list of them, and ``<!-- readme: NAME -->`` with the README's part NAME."""
-    if "<!-- recipes -->" in markdown:
-        recipes = [file for file in files.documentation_pages() if fnmatchcase(file.src_uri, "recipes/*.md")]
-        lines = [
-            f"- [{_title(Path(file.abs_src_path))}]({Path(file.src_uri).name})"
-            for file in sorted(recipes, key=lambda file: file.src_uri)
-            if not file.src_uri.endswith("index.md")
-        ]
-        markdown = markdown.replace("<!-- recipes -->", "\n".join(lines))
+    """Fill ``<!-- readme: NAME -->`` with the README's part NAME."""
     return re.sub(r"<!-- readme: (.+?) -->", lambda found: _of_readme(found[1]), markdown)
-
-
-def _title(path: Path) -> str:
-    first = re.search(r"^# (.+)$", path.read_text(), re.MULTILINE)
-    return first[1] if first else path.stem
 
 
 def _of_readme(name: str) -> str:

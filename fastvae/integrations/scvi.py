@@ -22,18 +22,18 @@ from . import what_came
 DEVICES = ("cpu", "cuda")  # those with kernels
 
 
-def patch(module: Any) -> None:
-    """Let the loss of ``module`` be computed by the fused kernels. Twice is as once.
+def patch(model: Any) -> None:
+    """Let the loss of ``model`` be computed by the fused kernels. Twice is as once.
 
     With ``gene_likelihood`` ``"nb"``, ``"zinb"`` and ``"poisson"``, and every ``dispersion``; ``"normal"`` stays as it
     is. So do batches that are no counts, normalised ones for instance, and several samples of z at a time: scvi-tools
     computes and warns as if nothing were patched. The KL stays, too: it is 10 numbers a cell.
 
-    A copy of a patched module (``copy.deepcopy``) is patched, a saved and loaded model is not. Under ``torch.compile``
-    nobody can step back: there, on a CPU, a batch that is no counts is a ``ValueError``.
+    A copy of a patched module (``copy.deepcopy``) is patched, a saved and loaded model is not. Under
+    ``torch.compile``, on a CPU, a batch that is no counts is a ``ValueError``.
 
     Args:
-        module: a ``scvi.module.VAE``, or a model that has one, as ``scvi.model.SCVI``, ``LinearSCVI`` and ``SCANVI``.
+        model: a ``scvi.module.VAE``, or a model that has one, as ``scvi.model.SCVI``, ``LinearSCVI`` and ``SCANVI``.
 
     Raises:
         TypeError: it is something else, or of a subclass with a loss of its own.
@@ -42,28 +42,28 @@ def patch(module: Any) -> None:
     >>> patch(model)  # doctest: +SKIP
     >>> model.train()  # doctest: +SKIP
     """
-    vae = _vae(module)
+    vae = _vae(model)
     if not isinstance(vae.loss, _Loss):
         vae.loss = _Loss(vae)
 
 
-def unpatch(module: Any) -> None:
-    """Give ``module`` its own loss back, if it was patched. Args and errors are those of :func:`patch`."""
-    vae = _vae(module)
+def unpatch(model: Any) -> None:
+    """Give ``model`` its own loss back, if it was patched. Args and errors are those of :func:`patch`."""
+    vae = _vae(model)
     if isinstance(vae.loss, _Loss):
         del vae.loss
 
 
 @contextlib.contextmanager
-def fused(module: Any) -> Iterator[None]:
+def fused(model: Any) -> Iterator[None]:
     """Patched within the block; then as before. Args and errors are those of :func:`patch`."""
-    before = isinstance(_vae(module).loss, _Loss)
-    patch(module)
+    before = isinstance(_vae(model).loss, _Loss)
+    patch(model)
     try:
         yield
     finally:
         if not before:
-            unpatch(module)
+            unpatch(model)
 
 
 def _vae(given: Any) -> Any:
@@ -72,9 +72,9 @@ def _vae(given: Any) -> Any:
 
     vae = given if isinstance(given, VAE) else getattr(given, "module", None)
     if not isinstance(vae, VAE):
-        raise TypeError(f"module must be a scvi.module.VAE, or a model that has one, got {what_came(given)}")
+        raise TypeError(f"model must be a scvi.module.VAE, or a model that has one, got {what_came(given)}")
     if not isinstance(vae.loss, _Loss) and getattr(vae.loss, "__func__", None) not in (VAE.loss, SCANVAE.loss):
-        raise TypeError(f"module must have the loss of VAE or of SCANVAE, got {type(vae).__name__} with its own")
+        raise TypeError(f"model must have the loss of VAE or of SCANVAE, got {type(vae).__name__} with its own")
     return vae
 
 

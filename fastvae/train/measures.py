@@ -15,7 +15,7 @@ from ..models import AutoEncoder, ContractiveAE, GaussianVAE, LinearAE, SparseAE
 from ..models.contractive_ae import jacobian_norm
 from .config import Config
 from .corrupt import seen, unit
-from .data import Data, Split, batches
+from .data import DISTRIBUTIONS, Data, Split, batches
 
 TEST_BATCH = 1000
 HELD = 1 << 24  # elements of decoder outputs at once
@@ -29,7 +29,8 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"this needs the package {name.partition('.')[0]}: pip install 'fastvae[train]'") from None
+        of = DISTRIBUTIONS.get(name.partition(".")[0], name.partition(".")[0])
+        raise UserError(f"this needs the package {of}: pip install {of}") from None
 
 
 @torch.inference_mode()
