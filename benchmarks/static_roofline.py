@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import math
 import re
 import subprocess
@@ -28,6 +29,7 @@ from ..kernels import triton as backend
 from ..kernels.layout import accumulator
 from ..kernels.likelihoods import DEFAULT_NUMBERS, LIKELIHOODS, OF_COUNTS, WITH_TENSOR
 from ..kernels.triton import approx, launch
+from ..kernels.triton import linear as backend_linear
 from ..kernels.triton import rows as backend_rows
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -94,7 +96,9 @@ def record(call: Callable[[], object]) -> list[Launch]:
     def run(kernel: Any, programs: int, on: torch.Tensor, *args: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, args, constants))
 
-    with mock.patch.object(backend, "run", run), mock.patch.object(backend_rows, "run", run):
+    with contextlib.ExitStack() as stack:
+        for module in (backend, backend_linear, backend_rows):
+            stack.enter_context(mock.patch.object(module, "run", run))
         call()
     return launches
 

@@ -1,8 +1,9 @@
 """A linear layer and the loss of its outputs, a chunk of examples at a time: the outputs are never held whole.
 
 Matrix products are torch's (cuBLAS, MKL, …), the loss of a chunk is one pass of the kernels, and the gradients of the
-products follow while the chunk is in cache. Where the loss will be scaled by one number, the forward makes all
-gradients, as :mod:`fastvae.autograd` does; otherwise the backward computes the chunk again.
+products follow while the chunk is in cache. Triton has a kernel of its own for the first product and the loss. Where
+the loss will be scaled by one number, the forward makes all gradients, as :mod:`fastvae.autograd` does; otherwise the
+backward computes the chunk again.
 """
 
 from __future__ import annotations
@@ -103,10 +104,8 @@ class _Linear(torch.autograd.Function):
         options = {**term, "reduction": "sum" if total else reduction, "with_gradient": one_pass}
         losses = []
         for at in _slices(len(hidden), size):
-            recon = F.linear(hidden[at], weight, bias)
-            nll, *gradient = primitives.reconstruction_forward(recon, target[at], **options)
+            nll, *gradient = _scored(primitives, hidden[at], weight, bias, target[at], options)
             losses.append(nll)
-            del recon
             if sums is not None:
                 sums.add(gradient[0], hidden[at], at)
         ctx.set_materialize_grads(False)
@@ -138,6 +137,15 @@ class _Linear(torch.autograd.Function):
         # the sums of half-precision products are float32
         gradients = [None if g is None else g.to(hidden.dtype) for g in kept]
         return *gradients, None, None, None
+
+
+def _scored(
+    primitives: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: Term
+) -> list[Tensor]:
+    """The loss of a chunk, and its gradient in the outputs: by the backend's own kernel where it has one for these."""
+    own = getattr(primitives, "linear_forward", None)
+    found: list[Tensor] | None = own(hidden, weight, bias, target, **options) if own else None
+    return found or primitives.reconstruction_forward(F.linear(hidden, weight, bias), target, **options)
 
 
 def _again(

@@ -21,6 +21,9 @@ parameter, reduction)``
     → ``[grad_mu, grad_scale]`` of β·KL, and ``gradient`` as ``rescale_`` leaves it; ``reduction`` is a total.
 ``rescale_(gradient, upstream)``
     multiplies ``gradient`` in place by the one-element ``upstream``; returns at once where that is 1.
+``linear_forward(hidden, weight, bias, target, *, likelihood, parameter, reduction, with_gradient)``
+    → what ``reconstruction_forward`` gives of ``F.linear(hidden, weight, bias)``, by example or as a sum; None where
+    the library is as good. Not every backend has it.
 ``aggregate_posterior_forward(z, mu, logvar, *, own, beside, keep)``
     → ``[log_qz, log_prod_qz]`` of a mixture of equal weights, whose logarithm is ``own`` more where the row of mu is
     that of z, ``beside`` more at the next one (cyclic); then if ``keep`` two tensors for the backward

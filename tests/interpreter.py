@@ -22,7 +22,11 @@ def off(x: np.ndarray, bound: np.ndarray | float) -> np.ndarray:
 
 
 def mend() -> None:
-    """Replace the interpreter's fma, which rounds twice, and its bfloat16, which truncates and has no subnormals."""
+    """Replace the interpreter's fma, which rounds twice, and its bfloat16, which truncates and has no subnormals.
+
+    And its dot of bfloat16.
+    """
+    from triton import language as tl
     from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -40,7 +44,17 @@ def mend() -> None:
         with np.errstate(all="ignore"):
             return TensorHandle((wide[0] * wide[1] + wide[2]).astype(z.data.dtype), z.dtype.scalar)
 
+    def dot(
+        _: InterpreterBuilder, a: TensorHandle, b: TensorHandle, sums: TensorHandle, *__: object
+    ) -> TensorHandle:  # of bfloat16 it would multiply the bits
+        wide = [
+            convert_as_torch(t.data, t.dtype.scalar, tl.float32, None) if t.dtype.scalar == tl.bfloat16 else t.data
+            for t in (a, b)
+        ]
+        return TensorHandle(np.matmul(*wide, dtype=np.float32) + sums.data, sums.dtype.scalar)
+
     InterpreterBuilder.create_fma = fma
+    InterpreterBuilder.create_dot = dot
     interpreter._convert_float = convert_as_torch
 
 

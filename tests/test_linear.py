@@ -116,6 +116,20 @@ def test_shapes_and_no_bias(lead: tuple[int, ...], features: int, data: int) -> 
     promise(inputs(lead, features, data), reduction="example", chunk=2)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_than_a_tile(backend: str) -> None:
+    """130 examples, 131 outputs, 70 inputs: beyond the first tile in each; every kind of target."""
+    hidden, weight, bias, target = inputs((130,), 70, 131, torch.bfloat16)
+    with fastvae.use_backend(backend):
+        for x in (target, (target * 255).to(torch.uint8), target.float()):
+            promise((hidden, weight, bias, x), reduction="example")
+            promise((hidden, weight, None, x.reshape(130, 131)))
+        with torch.no_grad():
+            value = fastvae.linear_bce(hidden, weight, bias, target)
+        promise((hidden[:, ::2], weight[:, ::2], bias, target))
+    torch.testing.assert_close(value, two_calls(hidden, weight, bias, target), rtol=1e-2, atol=0)
+
+
 def test_uint8_and_layouts() -> None:
     hidden, weight, bias, target = inputs((6,))
     wide = torch.randn(6, 10, device=DEVICE).requires_grad_()

@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastvae.benchmarks import static_roofline
+from fastvae.kernels.likelihoods import LIKELIHOODS, OF_COUNTS
 
 from table import INTERPRETED
 
@@ -76,7 +77,7 @@ PERTURBED = "triton and (test_long or (test_dtypes and float32))"
         ("test_ops.py", OTHERS_OF_IT, ""),
         *(
             (f"test_{name}.py", IN_THE_INTERPRETER, "")
-            for name in ("noise", "autograd", "parameters", "counts", "rows")
+            for name in ("noise", "autograd", "parameters", "counts", "rows", "linear")
         ),
         ("test_ops.py", PERTURBED, "1"),
     ],
@@ -118,6 +119,26 @@ def test_machine_code_of_rows(kernel: str, dtype: str) -> None:
     (report,) = static_roofline.reports(dtype, 90, lambda name: name == kernel)
     assert report.spills == 0
     assert report.stack == 0
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("likelihood", sorted(name for name, row in LIKELIHOODS.items() if name not in OF_COUNTS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_machine_code_of_a_scored_layer(dtype: torch.dtype, likelihood: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products by wgmma, operands by 16 bytes, no spills, and room for it in the shared memory of a small GPU."""
+    from fastvae.kernels.triton import linear
+
+    monkeypatch.setattr(linear, "serves", lambda *_: True)  # of tensors without memory it knows no device
+    hidden, weight, bias = (torch.empty(*s, dtype=dtype, device="meta") for s in ((4096, 512), (784, 512), (784,)))
+    target = torch.empty(4096, 784, dtype=torch.uint8, device="meta")
+    options = {"likelihood": likelihood, "parameter": 1.0, "reduction": "sum", "with_gradient": True}
+    launch, _ = static_roofline.record(lambda: linear.linear_forward(hidden, weight, bias, target, **options))
+    compiled = static_roofline.compile_for(launch, 90)
+    opcodes = [opcode for _, opcode, _ in static_roofline.instructions(compiled)]
+    assert any("GMMA" in opcode for opcode in opcodes)
+    assert any(opcode.startswith("LDGSTS") and opcode.endswith("128") for opcode in opcodes)
+    assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes)
+    assert compiled.metadata.shared <= 99 << 10
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

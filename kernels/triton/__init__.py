@@ -19,6 +19,7 @@ from ..rows import RowTerms
 from ..work import ACCUMULATORS, Latent, Primitives, Reconstruction, WithTensor, Work
 from . import elbo, latent, reconstruction, reduce, rows
 from .launch import INTERPRETED, TILE, Launch, plan, run
+from .linear import linear_forward  # noqa: F401
 from .pairs import (  # noqa: F401
     aggregate_posterior_backward,
     aggregate_posterior_forward,
