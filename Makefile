@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo gallery test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak versions docs wheels clean
+.PHONY: demo gallery test lint types bench bars results gpu roofline sanitize fuzz fuzz-cpu fuzz-gpu bugs soak versions docs wheels integrations clean
 .DELETE_ON_ERROR:
 
 # torch first: a range asked for by another package would fetch a build of its own choice
@@ -90,6 +90,12 @@ bugs: $(VENV)/installed
 docs: $(VENV)/installed
 	$(PIP) mkdocs-material 'mkdocstrings[python]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The libraries that have recipes, and the tests that skip without them.
+integrations: $(VENV)/installed
+	$(PIP) diffusers scvi-tools lightning accelerate transformers pyro-ppl
+	$(PIP) --no-deps pythae
+	$(BIN)/python -m pytest $(foreach name,integrations diffusers pythae examples docs,tests/test_$(name).py)
 
 # sdist and wheel in dist/, tested in an empty environment without a compiler. FASTVAE_CUDA=0 or FASTVAE_CUDA_ARCHS=90 is quicker.
 wheels: $(VENV)/installed
