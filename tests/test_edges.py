@@ -239,3 +239,13 @@ def test_nothing_is_infinite_where_logvar_is_clamped(backend: str, call: str) ->
         grads = torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
         for t in (*outputs, *grads):
             assert t.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", TARGETS)
+def test_the_least_spread_of_a_log_clamped_bce_is_float64s(backend: str) -> None:
+    """y·(1 − y) just below 1e-12, where float32's 1e-12 is below both."""
+    y, x = torch.tensor([[1e-12, 1 - 1e-12, 9e-13]], dtype=torch.float64), torch.full((1, 3), 0.3, dtype=torch.float64)
+    with on(backend):
+        leaf = y.clone().requires_grad_()
+        fastvae.bce(leaf, x, eps=None, reduction="sum").backward()
+    torch.testing.assert_close(leaf.grad, (y - x) / ((1 - y) * y).clamp(min=1e-12), rtol=1e-15, atol=0)

@@ -68,7 +68,8 @@ def bernoulli_probs_exact(y, x, eps):
 @triton.jit
 def log_clamped_derivative(y, z, x):
     spread = z * y
-    return (y - x) * reciprocal(tl.where(spread < 1e-12, 1e-12, spread))
+    least = tl.full(spread.shape, 1e-12, spread.dtype)  # compared with a number, a float64 meets it rounded to float32
+    return (y - x) * reciprocal(tl.where(spread < least, least, spread))
 
 
 @triton.jit
