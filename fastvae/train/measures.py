@@ -29,7 +29,8 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        of = DISTRIBUTIONS.get(name.partition(".")[0], name.partition(".")[0])
+        of, _, _ = name.partition(".")
+        of = DISTRIBUTIONS.get(of, of)
         raise UserError(f"this needs the package {of}: pip install {of}") from None
 
 

@@ -30,6 +30,7 @@ from .approx import (
     rounded,
 )
 from .launch import plan, run
+from .likelihoods import at_least
 from .reconstruction import ONE_255TH_HIGH, ONE_255TH_LOW, inside, offsets
 
 LOG_SCALE_MIN = tl.constexpr(-7.0)
@@ -39,11 +40,6 @@ EXP_MIN = tl.constexpr(-87.0)  # below, e^x is no normal float32
 LOWEST = tl.constexpr(-3e38)  # finite: a difference of infinities would be NaN
 COMPONENTS = 256  # of a program: two a thread
 CLASSES = 1024  # of a tile
-
-
-@triton.jit
-def at_least(x, low):
-    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -290,8 +286,9 @@ def categorical_nll(
 
 
 @triton.jit
-def mixed(logit, top, total, log_total, unimix, classes, UNIMIX: tl.constexpr):
-    """softmax, (1 − u)·softmax + u/n, and the logarithm of that."""
+def mixed(logits, mask, top, total, log_total, unimix, classes, UNIMIX: tl.constexpr):
+    """Of a tile of logits: softmax, (1 − u)·softmax + u/n, and the logarithm of that."""
+    logit = tl.load(logits, mask, other=0).to(top.dtype)
     share = exp_accurate(logit - top, False) / total
     if UNIMIX:
         probability = (1 - unimix) * share + unimix / classes
@@ -319,15 +316,11 @@ def categorical_kl(
     kl, flow_q = tl.zeros((ROWS, BLOCK), dtype), tl.zeros((ROWS, BLOCK), dtype)
     flow_p = tl.zeros((ROWS, BLOCK), dtype)
     for start in range(0, classes, BLOCK):
-        column = start + tl.arange(0, BLOCK)[None, :]
-        mask = there & (column < classes)
-        at = row * classes + column
-        a = tl.load(q_ptr + at, mask, other=0).to(dtype)
-        b = tl.load(p_ptr + at, mask, other=0).to(dtype)
-        share, q, in_q = mixed(a, top_q, total_q, log_q, unimix, count, UNIMIX)
-        share_p, p, in_p = mixed(b, top_p, total_p, log_p, unimix, count, UNIMIX)
-        counts = mask & ((q > 0) | (q != q))
-        ratio = tl.where(counts, in_q - in_p, 0.0)
+        at = row * classes + start + tl.arange(0, BLOCK)[None, :]
+        mask = there & (start + tl.arange(0, BLOCK)[None, :] < classes)
+        share, q, in_q = mixed(q_ptr + at, mask, top_q, total_q, log_q, unimix, count, UNIMIX)
+        share_p, p, in_p = mixed(p_ptr + at, mask, top_p, total_p, log_p, unimix, count, UNIMIX)
+        ratio = tl.where(mask & ((q > 0) | (q != q)), in_q - in_p, 0.0)
         kl += q * ratio
         if UNIMIX:
             flow_q += tl.where(mask, share * ratio, 0.0)
@@ -343,14 +336,11 @@ def categorical_kl(
         else:
             mean_q, mean_p = kl, tl.full((ROWS, 1), 1.0, dtype)
         for start in range(0, classes, BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            mask = there & (column < classes)
-            at = row * classes + column
-            a = tl.load(q_ptr + at, mask, other=0).to(dtype)
-            b = tl.load(p_ptr + at, mask, other=0).to(dtype)
-            share, q, in_q = mixed(a, top_q, total_q, log_q, unimix, count, UNIMIX)
-            share_p, p, in_p = mixed(b, top_p, total_p, log_p, unimix, count, UNIMIX)
-            ratio = tl.where((q > 0) | (q != q), in_q - in_p, 0.0)
+            at = row * classes + start + tl.arange(0, BLOCK)[None, :]
+            mask = there & (start + tl.arange(0, BLOCK)[None, :] < classes)
+            share, q, in_q = mixed(q_ptr + at, mask, top_q, total_q, log_q, unimix, count, UNIMIX)
+            share_p, p, in_p = mixed(p_ptr + at, mask, top_p, total_p, log_p, unimix, count, UNIMIX)
+            ratio = tl.where(mask & ((q > 0) | (q != q)), in_q - in_p, 0.0)
             by_q = tl.where((share > 0) | (share != share), share * (ratio - mean_q), 0.0) * (1 - unimix) * scale_q
             tl.store(grad_q_ptr + at, rounded(by_q, grad_q_ptr.dtype.element_ty), mask)
             if UNIMIX:
@@ -366,7 +356,7 @@ def gaussian_tile(
     z_ptr, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, sample, row, there, start, examples, dims,
     PRIOR: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile: z, z − mu, 1/σ², logvar; likewise of the prior; where it is, and which of it there is."""
+    """Of a tile: z − mu and logvar, likewise of the prior (z and 0 without); where it is, which of it there is."""
     column = start + tl.arange(0, BLOCK)[None, :]
     mask, at = there & (column < dims), row * dims + column
     z = tl.load(z_ptr + sample * examples * dims + at, mask, other=0).to(dtype)
@@ -440,15 +430,11 @@ def log_ratio(
                 tl.store(to, rounded(by_prior_logvar, grad_prior_logvar_ptr.dtype.element_ty), here)
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
-
-
 def _tile(rows: int, cols: int, dtype: torch.dtype, most: int) -> dict[str, int]:
     """Short rows share a tile."""
     most = most // 2 if dtype == torch.float64 else most
-    block = min(most, _power_of_two(cols))
-    return {"ROWS": min(most // block, _power_of_two(rows)), "BLOCK": block}
+    block = min(most, triton.next_power_of_2(cols))
+    return {"ROWS": min(most // block, triton.next_power_of_2(rows)), "BLOCK": block}
 
 
 def _wanted(work: RowWork) -> dict[str, bool]:
@@ -473,7 +459,7 @@ def _look(work: Any) -> int:
 
 def _mixture(_: RowTerms, work: RowWork) -> int:
     params, count = work.first, work.components
-    block = _power_of_two(count)
+    block = triton.next_power_of_2(count)
     pixels = max(1, COMPONENTS // block // (2 if params.dtype == torch.float64 else 1))
     spatial = 1 if work.options["channels_last"] else work.rows // params.shape[0]
     run(
