@@ -21,16 +21,20 @@ ONE_255TH_LOW = tl.constexpr(2.0**-24 + 2.0**-32 + 2.0**-40 + 2.0**-47)
 
 
 @triton.jit
+def over_255(number):
+    """An integer from −255 to 255 over 255, to nearest, fused or not: HIGH is so short that its product is exact."""
+    if number.dtype == tl.float64:
+        return number / 255.0
+    else:
+        return number * ONE_255TH_HIGH + number * ONE_255TH_LOW
+
+
+@triton.jit
 def load_target(ptr, mask, dtype: tl.constexpr, MASKED: tl.constexpr):
     """x in the accumulator's dtype; uint8 means x/255."""
     x = tl.load(ptr, mask, other=0) if MASKED else tl.load(ptr)
     if x.dtype == tl.uint8:
-        number = x.to(tl.int32).to(dtype)  # by way of int32: one conversion instruction
-        if dtype == tl.float64:
-            return number / 255.0
-        else:
-            # x/255 to nearest, fused or not: HIGH has so few bits that the product with it is exact
-            return number * ONE_255TH_HIGH + number * ONE_255TH_LOW
+        return over_255(x.to(tl.int32).to(dtype))  # by way of int32: one conversion instruction
     else:
         return x.to(dtype)
 

@@ -31,7 +31,7 @@ from .approx import (
 )
 from .launch import plan, run
 from .likelihoods import at_least
-from .reconstruction import ONE_255TH_HIGH, ONE_255TH_LOW, inside, offsets
+from .reconstruction import inside, offsets, over_255
 
 LOG_SCALE_MIN = tl.constexpr(-7.0)
 EDGE, NARROW = tl.constexpr(0.999), tl.constexpr(1e-5)
@@ -53,11 +53,7 @@ def load_levels(ptr, mask, dtype: tl.constexpr):
     """x in [−1, 1], to nearest."""
     x = tl.load(ptr, mask, other=0)
     if x.dtype == tl.uint8:
-        number = (x.to(tl.int32) * 2 - 255).to(dtype)
-        if dtype == tl.float64:
-            return number / 255.0
-        else:
-            return number * ONE_255TH_HIGH + number * ONE_255TH_LOW
+        return over_255((x.to(tl.int32) * 2 - 255).to(dtype))
     else:
         return x.to(dtype) * 2 - 1
 
