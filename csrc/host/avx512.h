@@ -18,18 +18,22 @@ FASTVAE_INLINE Float reciprocal_above_one(Float x) {
 }
 FASTVAE_INLINE Float square_root(Float x) { return _mm512_sqrt_ps(x); }
 
-// e^x for x in [-104, 89], within 2 ulp where that is a normal number. With x = (16n + k + f)·ln 2/16, |f| ≤ ½: 2^(k/16)
-// from a table in a register, e^(f·ln 2/16) by three terms, and 2ⁿ by the processor, which rounds once, and to 0 or ∞.
+// 2^(k/16) in a register.
+FASTVAE_INLINE Float sixteenths() {
+    return Float{1.0f,          1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
+                 1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
+                 1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f};
+}
+constexpr float SIXTEENTHS = 786432.0f;  // 1.5·2¹⁹: adding it rounds to sixteenths, whose count then sits in the low bits
+// e^x for x in [-104, 89], within 2 ulp where that is a normal number. With x = (n + f)·ln 2, n a count of sixteenths and
+// |f| ≤ 1/32: 2 to what n has after the point from a table, e^(f·ln 2) by three terms, and 2 to the rest by the processor,
+// which rounds once, and to 0 or ∞.
 FASTVAE_INLINE Float exp_of_bounded(Float x) {
-    const Float table = {1.0f,         1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
-                         1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
-                         1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f};
-    constexpr float MAGIC = 12582912.0f;  // 1.5·2²³: adding it rounds to an integer, which then sits in the low bits
-    const Float shifted = x * 23.083120654223414f + MAGIC, n = shifted - MAGIC;
-    const Float r = x - n * (0.693359375f / 16) - n * (-2.12194440e-4f / 16);
-    const Float power = _mm512_permutexvar_ps((__m512i)shifted, table);  // by the low four bits
+    const Float shifted = x * 1.4426950408889634f + SIXTEENTHS, n = shifted - SIXTEENTHS;
+    const Float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    const Float power = _mm512_permutexvar_ps((__m512i)shifted, sixteenths());  // by the low four bits
     const Float growth = ((1.6666667163e-1f * r + 0.5f) * r + 1.0f) * r;
-    return _mm512_scalef_ps(power + power * growth, n * 0.0625f);
+    return _mm512_scalef_ps(power + power * growth, n);
 }
 // e^x for x ≤ 0, e^-87 below -87.
 FASTVAE_INLINE Float exp_negative(Float x) { return exp_of_bounded(at_least(Float{} - 87.0f, x)); }
