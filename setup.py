@@ -29,7 +29,7 @@ CUDA_ARCHS = "80 86 89 90 100"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-AVX512.append("-Wno-maybe-uninitialized")  # GCC 12 warns of its own headers
+AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # GCC 12 warns of its own headers
 AVX512.append("-fno-tree-slp-vectorize")  # GCC 12 crashes in that pass, which has nothing to do: all is vectors
 
 

@@ -195,6 +195,27 @@ def test_the_ends_of_the_range(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", TARGETS)
+def test_a_sample_against_itself(backend: str) -> None:
+    """Where each pair may be met once: the value is 0, the gradient half of what both ends have, and NaN is not lost."""
+    z = posterior(70, 5)[0].requires_grad_()
+    with on(backend):
+        value = fastvae.mmd(z, z.detach())
+        (of_one_end,) = torch.autograd.grad(value, z)
+    torch.testing.assert_close(value, torch.zeros((), dtype=value.dtype), rtol=0, atol=1e-6)
+    torch.testing.assert_close(of_one_end, torch.zeros_like(z), rtol=0, atol=1e-6)
+    x, y = z.detach(), z.detach() + 1
+    want = values_and_gradients(lambda x, y: dense_mmd(x, y, "rbf", (2.0,), False), [x, y])
+    with on(backend):
+        got = values_and_gradients(lambda x, y: fastvae.mmd(x, y, bandwidth=2.0), [x, y])
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-7)
+        infinite = x.clone()
+        infinite[66, 2] = math.inf  # from itself it is NaN away
+        assert math.isnan(fastvae.mmd(infinite, y).item())
+        assert math.isnan(fastvae.mmd(y, infinite).item())
+
+
+@pytest.mark.parametrize("backend", TARGETS)
 def test_layouts_subsets_and_a_second_backward(backend: str) -> None:
     z, mu, logvar = posterior(9, 8)
     want = values_and_gradients(TERMS["posterior"].dense, [z, mu, logvar])

@@ -61,7 +61,9 @@ double exponent_of(double x) {
 
 template <class V>
 FASTVAE_INLINE bool any_above(V a, V b) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+    if constexpr (SINGLE<V>) return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
     if constexpr (SINGLE<V>) return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 #endif
     return any(a > b);
@@ -70,9 +72,18 @@ FASTVAE_INLINE bool any_above(V a, V b) {
 // Σ of each of four vectors.
 template <class V>
 FASTVAE_INLINE void add_sums(V a, V b, V c, V d, scalar_t<V>* to) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
     if constexpr (SINGLE<V>) {
+#if defined(__AVX512F__)
+        const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        const __m512 quarters = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));  // each holds all four
+        const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+#else
         const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+#endif
         const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
         _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), sums));
         return;
@@ -490,9 +501,10 @@ void add_to(scalar_t<V>* total, scalar_t<V>* part, int64_t size) {
     }
 }
 
-// Calls of_quad(tile index, quad index, x_sums, y_sums) for the pairs of tasks first … last.
+// Calls of_quad(tile index, quad index, x_sums, y_sums) for the pairs of tasks first … last; of a sample `within` itself, for
+// those of a row with itself and with later ones.
 template <class V, class F>
-FASTVAE_INLINE void for_tasks(const Plan<V>& plan, scalar_t<V>* scratch, int64_t first, int64_t last, F of_quad) {
+FASTVAE_INLINE void for_tasks(const Plan<V>& plan, scalar_t<V>* scratch, bool within, int64_t first, int64_t last, F of_quad) {
     using S = scalar_t<V>;
     const Buffer<S> buffer(plan.sums_size());
     S* const part = buffer.get();
@@ -506,9 +518,10 @@ FASTVAE_INLINE void for_tasks(const Plan<V>& plan, scalar_t<V>* scratch, int64_t
         for (int64_t t = panel * plan.panel; t < last_tile; ++t) {
             S* const y_sums = scratch + plan.of_sums() + (row_panel * plan.tiles + t) * plan.sums_size();
             set_zero(y_sums, plan.sums_size());
-            for (int64_t q = first_quad; q < end; ++q) {
+            const int64_t last_quad = within ? smaller(end, (t + 1) * WIDTH<V> / QUAD) : end;
+            for (int64_t q = first_quad; q < last_quad; ++q) {
                 of_quad(t, q, x_sums + q * plan.cols * QUAD, part);
-                if ((q - first_quad) % QUADS_A_SUM == QUADS_A_SUM - 1 || q + 1 == end) {
+                if ((q - first_quad) % QUADS_A_SUM == QUADS_A_SUM - 1 || q + 1 == last_quad) {
                     add_to<V>(y_sums, part, plan.sums_size());
                 }
             }
@@ -524,7 +537,7 @@ int gaussian_backward(const Gaussians<V>& all, int64_t first, int64_t last) {
     const bool joint = work.grad_joint != nullptr;
     alignas(64) S shares[QUAD][WIDTH<V>], offsets[QUAD][WIDTH<V>];
     if (!joint) set_zero(shares[0], QUAD * WIDTH<V>);
-    for_tasks<V>(all.plan, all.scratch(0), first, last, [&](int64_t t, int64_t q, S* x_sums, S* y_sums) FASTVAE_LAMBDA {
+    for_tasks<V>(all.plan, all.scratch(0), false, first, last, [&](int64_t t, int64_t q, S* x_sums, S* y_sums) FASTVAE_LAMBDA {
         const Quad<S> quad(work.x, q, work.rows, work.cols);
         const S* const tile = all.scratch(t * all.plan.tile_size());
         const bool special = all.special(q * QUAD, quad.there, t);
@@ -559,19 +572,23 @@ int gaussian_backward(const Gaussians<V>& all, int64_t first, int64_t last) {
     return 0;
 }
 
-// Σ over panels of x_sums, times `factor`, for quads first … last.
+// Σ over panels of x_sums.
+template <class V>
+FASTVAE_INLINE double x_sum(const Plan<V>& plan, const scalar_t<V>* scratch, int64_t row, int64_t d) {
+    double total = 0;
+    for (int64_t panel = 0; panel < plan.panels; ++panel) {
+        total += scratch[plan.of_rows() + ((panel * plan.quads + row / QUAD) * plan.cols + d) * QUAD + row % QUAD];
+    }
+    return total;
+}
+
+// The gradient in x: `factor` times those, for quads first … last.
 template <class V>
 void write_x(const Plan<V>& plan, const scalar_t<V>* scratch, double factor, void* grad, int64_t first, int64_t last) {
     using S = scalar_t<V>;
-    for (int64_t q = first; q < last; ++q) {
-        for (int64_t r = 0; r < smaller(QUAD, plan.rows - q * QUAD); ++r) {
-            for (int64_t d = 0; d < plan.cols; ++d) {
-                double total = 0;
-                for (int64_t panel = 0; panel < plan.panels; ++panel) {
-                    total += scratch[plan.of_rows() + ((panel * plan.quads + q) * plan.cols + d) * QUAD + r];
-                }
-                static_cast<S*>(grad)[(q * QUAD + r) * plan.cols + d] = static_cast<S>(factor * total);
-            }
+    for (int64_t row = first * QUAD; row < smaller(last * QUAD, plan.rows); ++row) {
+        for (int64_t d = 0; d < plan.cols; ++d) {
+            static_cast<S*>(grad)[row * plan.cols + d] = static_cast<S>(factor * x_sum(plan, scratch, row, d));
         }
     }
 }
@@ -650,6 +667,10 @@ struct Kernels {
     explicit Kernels(const KernelPairs& work) : work(work), plan(work.rows, work.count, work.cols, 1, 1) {}
     S* scratch(int64_t at) const { return static_cast<S*>(work.scratch) + at; }
     int there(int64_t tile) const { return static_cast<int>(smaller(WIDTH<V>, work.count - tile * WIDTH<V>)); }
+    // Whether a sample meets itself: each pair is taken once then.
+    bool within() const { return work.x == work.y && work.rows == work.count && work.grad_y == nullptr; }
+    // Whether rows of a quad are in the tile, too.
+    bool crossed(int64_t tile, int64_t quad) const { return within() && tile * WIDTH<V> <= quad * QUAD; }
 
     // k, or its derivative, of squared distances.
     template <bool SLOPE>
@@ -691,6 +712,15 @@ FASTVAE_INLINE V masked(V x, int there) {
     return there >= LANES<V> ? x : there <= 0 ? V{} : first_lanes<V>(there) ? x : V{};
 }
 
+// Of lanes where a row meets the rows from its `distance`-th predecessor on: none before itself, half of itself, the others.
+template <class V>
+FASTVAE_INLINE V from_itself(V x, int64_t distance) {
+    typename lanes_of<V>::integer lane{};
+    for (int k = 0; k < LANES<V>; ++k) lane[k] = k;
+    const auto itself = static_cast<decltype(lane[0] + 0)>(larger(-1, smaller(distance, LANES<V>)));
+    return lane < itself ? V{} : lane == itself ? x * constant<V>(0.5) : x;
+}
+
 template <class V>
 int kernel_forward(const Kernels<V>& all, int64_t first, int64_t last) {
     using S = scalar_t<V>;
@@ -700,12 +730,15 @@ int kernel_forward(const Kernels<V>& all, int64_t first, int64_t last) {
         const Quad<S> quad(work.x, q, work.rows, work.cols);
         V sums[QUAD]{};
         double totals[QUAD]{};
-        for (int64_t t = 0; t < all.plan.tiles; ++t) {
+        for (int64_t t = all.within() ? q * QUAD / WIDTH<V> : 0; t < all.plan.tiles; ++t) {
             const int there = all.there(t);
+            const bool crossed = all.crossed(t, q);
             quad_with_tile<V, 1>(all.scratch(t * all.plan.tile_size()), quad.x, work.cols, distances);
             for (int r = 0; r < QUAD; ++r) {
                 for (int v = 0; v < WIDTH<V>; v += LANES<V>) {
-                    sums[r] += masked(all.template value<false>(load(distances[r] + v, V{})), there - v);
+                    V found = masked(all.template value<false>(load(distances[r] + v, V{})), there - v);
+                    if (crossed) found = from_itself(found, quad.row[r] - t * WIDTH<V> - v);
+                    sums[r] += found;
                 }
             }
             if (t % QUADS_A_SUM == QUADS_A_SUM - 1 || t + 1 == all.plan.tiles) {
@@ -715,7 +748,7 @@ int kernel_forward(const Kernels<V>& all, int64_t first, int64_t last) {
                 }
             }
         }
-        for (int r = 0; r < quad.there; ++r) work.sums[quad.row[r]] = totals[r];
+        for (int r = 0; r < quad.there; ++r) work.sums[quad.row[r]] = all.within() ? 2 * totals[r] : totals[r];
     }
     return 0;
 }
@@ -725,19 +758,22 @@ int kernel_backward(const Kernels<V>& all, int64_t first, int64_t last) {
     using S = scalar_t<V>;
     const KernelPairs& work = all.work;
     alignas(64) S shares[QUAD][WIDTH<V>];
-    for_tasks<V>(all.plan, all.scratch(0), first, last, [&](int64_t t, int64_t q, S* x_sums, S* y_sums) FASTVAE_LAMBDA {
+    const auto of_quad = [&](int64_t t, int64_t q, S* x_sums, S* y_sums) FASTVAE_LAMBDA {
         const Quad<S> quad(work.x, q, work.rows, work.cols);
         const S* const tile = all.scratch(t * all.plan.tile_size());
         const int there = all.there(t);
+        const bool crossed = all.crossed(t, q);
         quad_with_tile<V, 1>(tile, quad.x, work.cols, shares);
         for (int r = 0; r < QUAD; ++r) {
             for (int v = 0; v < WIDTH<V>; v += LANES<V>) {
-                const V slope = masked(all.template value<true>(load(shares[r] + v, V{})), there - v);
+                V slope = masked(all.template value<true>(load(shares[r] + v, V{})), there - v);
+                if (crossed) slope = from_itself(slope, quad.row[r] - t * WIDTH<V> - v);
                 store(shares[r] + v, r < quad.there ? slope : V{});
             }
         }
         gradients_of_quad<V, 1, false, false>(tile, quad.x, work.cols, shares, nullptr, nullptr, nullptr, x_sums, y_sums);
-    });
+    };
+    for_tasks<V>(all.plan, all.scratch(0), all.within(), first, last, of_quad);
     return 0;
 }
 
@@ -747,15 +783,19 @@ int write_kernel_x(const Kernels<V>& all, int64_t first, int64_t last) {
     return 0;
 }
 
-template <class V>
+// The gradient in y; within a sample, that in x, which meets the rows after it as x and those before it as y.
+template <class V, bool WITHIN>
 int write_kernel_y(const Kernels<V>& all, int64_t first, int64_t last) {
     using S = scalar_t<V>;
     const KernelPairs& work = all.work;
+    S* const grad = static_cast<S*>(WITHIN ? work.grad_x : work.grad_y);
     for (int64_t t = first; t < last; ++t) {
         for (int64_t k = 0; k < all.there(t); ++k) {
+            const int64_t row = t * WIDTH<V> + k;
             for (int64_t d = 0; d < work.cols; ++d) {
-                const double total = y_sum<V>(all.plan, all.scratch(0), t, WIDTH<V> + d * WIDTH<V> + k);
-                static_cast<S*>(work.grad_y)[(t * WIDTH<V> + k) * work.cols + d] = static_cast<S>(-2 * total);
+                double total = -y_sum<V>(all.plan, all.scratch(0), t, WIDTH<V> + d * WIDTH<V> + k);
+                if constexpr (WITHIN) total += x_sum(all.plan, all.scratch(0), row, d);
+                grad[row * work.cols + d] = static_cast<S>(2 * total);
             }
         }
     }
@@ -773,8 +813,12 @@ void kernels(const KernelPairs& work, int threads) {
     }
     const int64_t tasks = plan.panels * plan.row_panels;
     run(kernel_backward<V>, all, tasks, plan.row_panel * QUAD * plan.panel * WIDTH<V> * plan.cols, threads);
+    if (all.within()) {
+        run(write_kernel_y<V, true>, all, plan.tiles, plan.tile_size() * (plan.row_panels + plan.panels), threads);
+        return;
+    }
     run(write_kernel_x<V>, all, plan.quads, QUAD * plan.cols * plan.panels, threads);
-    if (work.grad_y != nullptr) run(write_kernel_y<V>, all, plan.tiles, plan.tile_size() * plan.row_panels, threads);
+    if (work.grad_y != nullptr) run(write_kernel_y<V, false>, all, plan.tiles, plan.tile_size() * plan.row_panels, threads);
 }
 
 }  // namespace
