@@ -55,13 +55,13 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py
 
 # The compiled CPU loops and the emulated CUDA kernels, watched by AddressSanitizer and UndefinedBehaviorSanitizer: the op
-# table, and 20,000 fuzzed calls.
+# table, and 20,000 fuzzed calls. Without -s, what a sanitizer says before it ends the process would be lost.
 sanitize: $(VENV)/installed
 	library=$$($(BIN)/python tests/cuda_emulator/build.py --sanitize) && \
 	FASTVAE_EMULATED_CUDA=$$library LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	FASTVAE_FUZZ=20000 FASTVAE_FUZZ_ON=cpp,cpp-baseline,cpp-avx2,cuda \
-	$(BIN)/python -m pytest -p no:cacheprovider -k "(cpp or cuda or fuzz) and not compile and not export and not process" \
+	$(BIN)/python -m pytest -s -p no:cacheprovider -k "(cpp or cuda or fuzz) and not compile and not export and not process" \
 	tests/test_ops.py tests/test_noise.py tests/test_autograd.py tests/test_edges.py tests/test_parameters.py tests/test_fuzz.py
 
 # 200,000 random calls against float64: CPU backends, emulated CUDA, interpreted Triton; `make -j2 fuzz` on two cores.

@@ -39,6 +39,8 @@ FASTVAE_MATH V constant(double value) {
 FASTVAE_MATH int as_int(float x) { return __float_as_int(x); }
 FASTVAE_MATH float as_float(int x) { return __int_as_float(x); }
 FASTVAE_MATH float to_float(int x) { return static_cast<float>(x); }
+// a − b, modulo 2³².
+FASTVAE_MATH int wrapping_minus(int a, int b) { return static_cast<int>(static_cast<unsigned>(a) - static_cast<unsigned>(b)); }
 // 2ⁿ for n from -127, which gives 0, to 128.
 FASTVAE_MATH float power_of_two(int n) { return as_float(static_cast<int>(static_cast<unsigned>(n + 127) << 23)); }
 FASTVAE_MATH float negative_absolute(float x) { return -fabsf(x); }
@@ -120,8 +122,8 @@ FASTVAE_MATH V exp_polynomial(V x) {
 template <class V>
 FASTVAE_MATH V log_normal_polynomial(V x) {
     const auto word = as_int(x);
-    const auto e = (word - 0x3f3504f3) >> 23;
-    const V r = as_float(word - e * (1 << 23)) - 1.0f;
+    const auto e = wrapping_minus(word, 0x3f3504f3) >> 23;
+    const V r = as_float(wrapping_minus(word, e * (1 << 23))) - 1.0f;
     const V p = polynomial(r, constant<V>(7.0376836292e-2), constant<V>(-1.1514610310e-1), constant<V>(1.1676998740e-1),
                            constant<V>(-1.2420140846e-1), constant<V>(1.4249322787e-1), constant<V>(-1.6668057665e-1),
                            constant<V>(2.0000714765e-1), constant<V>(-2.4999993993e-1), constant<V>(3.3333331174e-1));

@@ -71,6 +71,11 @@ FASTVAE_INLINE V constant(double value) {
 FASTVAE_INLINE Int as_int(Float x) { return (Int)x; }
 FASTVAE_INLINE Float as_float(Int x) { return (Float)x; }
 FASTVAE_INLINE Float to_float(Int x) { return __builtin_convertvector(x, Float); }
+// a − b, modulo 2³²; b in a register, or one number.
+template <class B>
+FASTVAE_INLINE Int wrapping_minus(Int a, B b) {
+    return (Int)((Unsigned)a - (Unsigned)(Int{} + b));
+}
 FASTVAE_INLINE Float negative_absolute(Float x) { return (Float)((Int)x | INT32_MIN); }
 FASTVAE_INLINE Double negative_absolute(Double x) { return (Double)((Long)x | INT64_MIN); }
 FASTVAE_INLINE Float absolute(Float x) { return (Float)((Int)x & 0x7fffffff); }
