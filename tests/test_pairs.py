@@ -196,7 +196,7 @@ def test_the_ends_of_the_range(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", TARGETS)
 def test_a_sample_against_itself(backend: str) -> None:
-    """Where each pair may be met once: the value is 0, the gradient half of what both ends have, and NaN is not lost."""
+    """Each pair may be met once: the value is 0, and so is the gradient at one end; and NaN is not lost."""
     z = posterior(70, 5)[0].requires_grad_()
     with on(backend):
         value = fastvae.mmd(z, z.detach())

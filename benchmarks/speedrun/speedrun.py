@@ -22,7 +22,7 @@ from fastvae.train import data
 from fastvae.train.graph import GraphedStep
 
 GOAL = 106.0  # nats per test image
-BATCH, PEAK, EPOCHS = 256, 6e-3, 5
+BATCH, PEAK, EPOCHS = 224, 8e-3, 4
 WARM_UP = 0.15  # of all steps
 
 
@@ -69,8 +69,8 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def ours(train: Tensor, test: Tensor, device: torch.device) -> tuple[float, float]:
-    """Seconds of training, and the test loss it ended with."""
+def ours(train: Tensor, test: Tensor, device: torch.device, bf16: bool) -> tuple[float, float]:
+    """Seconds of training, and the test loss it ended with; ``bf16`` is for the matrix products of training."""
     start = time.perf_counter()
     model = VAE().to(device)
     graphed = device.type == "cuda"
@@ -79,10 +79,11 @@ def ours(train: Tensor, test: Tensor, device: torch.device) -> tuple[float, floa
 
     def step(index: Tensor) -> None:
         x = train[index]
-        mu, logvar = model.encode(x / 255)
-        z = fastvae.reparameterize(mu, logvar)
-        nll = fastvae.linear_bce(model.hidden(z), model.output.weight, model.output.bias, x)
-        loss = nll + fastvae.gaussian_kl(mu, logvar)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            mu, logvar = model.encode(x / 255)
+            z = fastvae.reparameterize(mu, logvar)
+            nll = fastvae.linear_bce(model.hidden(z), model.output.weight, model.output.bias, x)
+            loss = nll + fastvae.gaussian_kl(mu, logvar)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--data-root", required=True, type=Path, help="MNIST's four IDX files, gzipped or not")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16: where the processor has them")
     parser.add_argument("--tutorial", action="store_true", help="the loop of pytorch/examples instead")
     options = parser.parse_args()
     device, mnist = torch.device(options.device), data.load(root=options.data_root)
@@ -136,7 +138,7 @@ def main() -> None:
     runs = []
     for seed in range(options.seeds):
         torch.manual_seed(seed)
-        seconds, loss = (tutorial if options.tutorial else ours)(train, test, device)
+        seconds, loss = tutorial(train, test, device) if options.tutorial else ours(train, test, device, options.bf16)
         runs.append((seconds, loss))
         print(json.dumps({"seed": seed, "seconds": round(seconds, 3), "test_loss": round(loss, 3)}), flush=True)
     times, losses = zip(*runs, strict=True)
