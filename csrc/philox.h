@@ -76,10 +76,10 @@ FASTVAE_MATH void box_muller(Word radius_word, Word angle_word, Normal& cos_norm
 
 #endif
 
-// The four normals of the counter (c0, c1, 0, 0).
-FASTVAE_MATH Normals normals(uint64_t seed, Word c0, Word c1) {
+#ifndef FASTVAE_OWN_ROUNDS
+// Philox4x32-10.
+FASTVAE_MATH void rounds(uint64_t seed, Word& c0, Word& c1, Word& c2, Word& c3) {
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    Word c2{}, c3{};
 #ifdef __CUDACC__
 #pragma unroll
 #else
@@ -96,6 +96,13 @@ FASTVAE_MATH Normals normals(uint64_t seed, Word c0, Word c1) {
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
+}
+#endif
+
+// The four normals of the counter (c0, c1, 0, 0).
+FASTVAE_MATH Normals normals(uint64_t seed, Word c0, Word c1) {
+    Word c2{}, c3{};
+    rounds(seed, c0, c1, c2, c3);
     Normals result;
     box_muller(c0, c1, result.n0, result.n1);
     box_muller(c2, c3, result.n2, result.n3);

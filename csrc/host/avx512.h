@@ -74,13 +74,36 @@ FASTVAE_INLINE Float load(const float16* pointer, Float) { return _mm512_cvtph_p
 FASTVAE_INLINE void store(bfloat16* pointer, Float x) { _mm256_storeu_si256((__m256i*)pointer, to_bfloat16(x)); }
 FASTVAE_INLINE void store(float16* pointer, Float x) { _mm256_storeu_si256((__m256i*)pointer, to_float16(x)); }
 
-// Both words of a·b.
-FASTVAE_INLINE void multiply_wide(Unsigned a, uint32_t b, Unsigned& high, Unsigned& low) {
-    const __m512i factor = _mm512_set1_epi32(static_cast<int>(b)), words = (__m512i)a;
-    const __m512i even = _mm512_mul_epu32(words, factor);
-    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(words, 32), factor);
-    high = (Unsigned)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
-    low = (Unsigned)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+// Philox4x32-10 (philox.h) with one word in each 64-bit lane, for words in even and in odd places: a product is of the lower
+// halves, and what is left in the upper ones nobody reads.
+#define FASTVAE_OWN_ROUNDS
+FASTVAE_INLINE void rounds_of_half(uint64_t seed, __m512i& c0, __m512i& c1, __m512i& c2, __m512i& c3) {
+    const __m512i factor0 = _mm512_set1_epi64(0xD2511F53), factor2 = _mm512_set1_epi64(0xCD9E8D57);
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    constexpr int XOR = 0x96;  // of three
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+        const __m512i product0 = _mm512_mul_epu32(c0, factor0), product2 = _mm512_mul_epu32(c2, factor2);
+        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product2, 32), c1, _mm512_set1_epi64(k0), XOR);
+        c1 = product2;
+        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3, _mm512_set1_epi64(k1), XOR);
+        c3 = product0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+}
+FASTVAE_INLINE void rounds(uint64_t seed, Unsigned& c0, Unsigned& c1, Unsigned& c2, Unsigned& c3) {
+    Unsigned* const words[] = {&c0, &c1, &c2, &c3};
+    __m512i even[4], odd[4];
+    for (int k = 0; k < 4; ++k) {
+        even[k] = (__m512i)*words[k];
+        odd[k] = _mm512_srli_epi64(even[k], 32);
+    }
+    rounds_of_half(seed, even[0], even[1], even[2], even[3]);
+    rounds_of_half(seed, odd[0], odd[1], odd[2], odd[3]);
+    for (int k = 0; k < 4; ++k) {
+        *words[k] = (Unsigned)_mm512_mask_blend_epi32(0xaaaa, even[k], _mm512_slli_epi64(odd[k], 32));
+    }
 }
 
 // The first of each, the second of each, …
