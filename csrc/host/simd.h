@@ -9,6 +9,10 @@
 
 #include "../types.h"
 
+#if defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define FASTVAE_VECTOR_BYTES 64
@@ -161,6 +165,8 @@ FASTVAE_INLINE Unsigned rounded_to_half(Float x) {
 #include "avx512.h"
 #elif defined(__AVX2__)
 #include "avx2.h"
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include "neon.h"
 #else
 #include "portable.h"
 #endif
