@@ -25,8 +25,9 @@ struct GaussianPairs {
 
 enum Kernel : int { RBF, IMQ };
 
-// Σ_j k(‖x_i − y_j‖²) of each row in `sums`; or, where those are null, the gradients of the sum of all. k is a sum over
-// `scales` C of e^(−q/C) or C/(C + q). grad_y may be null.
+// Σ_j k(‖x_i − y_j‖²) of each row in `sums`, of which only the total counts: where y is x, a row has what is due to earlier
+// ones. Or, where `sums` is null, the gradients of that total. k is a sum over `scales` C of e^(−q/C) or C/(C + q). grad_y
+// may be null.
 struct KernelPairs {
     int type;
     int64_t rows, count, cols;
