@@ -147,7 +147,7 @@ def of_eager(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("backend", TARGETS)
 def test_no_worse_than_twice_eager(backend: str, name: str, dtype: torch.dtype, reduction: str) -> None:
-    """The rule of ``test_ops.py``: 2⁻²² (2⁻⁵⁰) besides for each number added."""
+    """The rule of ``test_ops.py``: 2⁻²² besides for each number added; 2⁻⁴⁹ where what is judged by is float64, too."""
     row = ROWS[name]
     rounded = [t.to(dtype) if t.is_floating_point() else t for t in row.inputs()]
     exact = [t.double() if t.is_floating_point() else t for t in rounded]
@@ -155,7 +155,7 @@ def test_no_worse_than_twice_eager(backend: str, name: str, dtype: torch.dtype, 
     plain, eager_grads = value_and_gradients(lambda *a: reduce(row.eager(*a), reduction), rounded, row.differentiable)
     with on(backend):
         got, grads = value_and_gradients(lambda *a: row.call(*a, reduction=reduction), rounded, row.differentiable)
-    tiny = 2.0**-50 if dtype == torch.float64 else 2.0**-22
+    tiny = 2.0**-49 if dtype == torch.float64 else 2.0**-22
     if dtype == torch.float64 and row.expected in (mixture, ROWS["logistic"].expected):
         tiny = 2.0**-35  # a difference of two σ that is 1e-5 has lost 17 bits: what is judged is more exact than this
     assert got.shape == want.shape
