@@ -76,9 +76,9 @@ FASTVAE_MATH void box_muller(Word radius_word, Word angle_word, Normal& cos_norm
 
 #endif
 
-#ifndef FASTVAE_OWN_ROUNDS
 // Philox4x32-10.
-FASTVAE_MATH void rounds(uint64_t seed, Word& c0, Word& c1, Word& c2, Word& c3) {
+template <class W>
+FASTVAE_MATH void rounds(uint64_t seed, W& c0, W& c1, W& c2, W& c3) {
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #ifdef __CUDACC__
 #pragma unroll
@@ -86,7 +86,7 @@ FASTVAE_MATH void rounds(uint64_t seed, Word& c0, Word& c1, Word& c2, Word& c3) 
 #pragma GCC unroll 10
 #endif
     for (int round = 0; round < 10; ++round) {
-        Word high0, low0, high1, low1;
+        W high0, low0, high1, low1;
         multiply_wide(c0, 0xD2511F53u, high0, low0);
         multiply_wide(c2, 0xCD9E8D57u, high1, low1);
         c0 = high1 ^ c1 ^ k0;
@@ -97,12 +97,18 @@ FASTVAE_MATH void rounds(uint64_t seed, Word& c0, Word& c1, Word& c2, Word& c3) 
         k1 += 0xBB67AE85u;
     }
 }
-#endif
 
 // The four normals of the counter (c0, c1, 0, 0).
 FASTVAE_MATH Normals normals(uint64_t seed, Word c0, Word c1) {
     Word c2{}, c3{};
+#ifdef FASTVAE_WIDE_WORDS
+    Wide e0 = even_words(c0), e1 = even_words(c1), e2{}, e3{}, o0 = odd_words(c0), o1 = odd_words(c1), o2{}, o3{};
+    rounds(seed, e0, e1, e2, e3);
+    rounds(seed, o0, o1, o2, o3);
+    c0 = all_words(e0, o0), c1 = all_words(e1, o1), c2 = all_words(e2, o2), c3 = all_words(e3, o3);
+#else
     rounds(seed, c0, c1, c2, c3);
+#endif
     Normals result;
     box_muller(c0, c1, result.n0, result.n1);
     box_muller(c2, c3, result.n2, result.n3);

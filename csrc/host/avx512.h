@@ -18,20 +18,17 @@ FASTVAE_INLINE Float reciprocal_above_one(Float x) {
 }
 FASTVAE_INLINE Float square_root(Float x) { return _mm512_sqrt_ps(x); }
 
-// 2^(k/16) in a register.
-FASTVAE_INLINE Float sixteenths() {
-    return Float{1.0f,          1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
-                 1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
-                 1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f};
-}
 constexpr float SIXTEENTHS = 786432.0f;  // 1.5·2¹⁹: adding it rounds to sixteenths, whose count then sits in the low bits
 // e^x for x in [-104, 89], within 2 ulp where that is a normal number. With x = (n + f)·ln 2, n a count of sixteenths and
 // |f| ≤ 1/32: 2 to what n has after the point from a table, e^(f·ln 2) by three terms, and 2 to the rest by the processor,
 // which rounds once, and to 0 or ∞.
 FASTVAE_INLINE Float exp_of_bounded(Float x) {
+    const Float table = {1.0f,         1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
+                         1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f,
+                         1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f};
     const Float shifted = x * 1.4426950408889634f + SIXTEENTHS, n = shifted - SIXTEENTHS;
     const Float r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    const Float power = _mm512_permutexvar_ps((__m512i)shifted, sixteenths());  // by the low four bits
+    const Float power = _mm512_permutexvar_ps((__m512i)shifted, table);  // by the low four bits
     const Float growth = ((1.6666667163e-1f * r + 0.5f) * r + 1.0f) * r;
     return _mm512_scalef_ps(power + power * growth, n);
 }
@@ -74,36 +71,18 @@ FASTVAE_INLINE Float load(const float16* pointer, Float) { return _mm512_cvtph_p
 FASTVAE_INLINE void store(bfloat16* pointer, Float x) { _mm256_storeu_si256((__m256i*)pointer, to_bfloat16(x)); }
 FASTVAE_INLINE void store(float16* pointer, Float x) { _mm256_storeu_si256((__m256i*)pointer, to_float16(x)); }
 
-// Philox4x32-10 (philox.h) with one word in each 64-bit lane, for words in even and in odd places: a product is of the lower
-// halves, and what is left in the upper ones nobody reads.
-#define FASTVAE_OWN_ROUNDS
-FASTVAE_INLINE void rounds_of_half(uint64_t seed, __m512i& c0, __m512i& c1, __m512i& c2, __m512i& c3) {
-    const __m512i factor0 = _mm512_set1_epi64(0xD2511F53), factor2 = _mm512_set1_epi64(0xCD9E8D57);
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    constexpr int XOR = 0x96;  // of three
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-        const __m512i product0 = _mm512_mul_epu32(c0, factor0), product2 = _mm512_mul_epu32(c2, factor2);
-        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product2, 32), c1, _mm512_set1_epi64(k0), XOR);
-        c1 = product2;
-        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3, _mm512_set1_epi64(k1), XOR);
-        c3 = product0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
+// Words in 64-bit lanes, those in even places and those in odd ones: Philox takes fewer instructions there. A product is of the
+// lower halves, and what is left in the upper ones nobody reads.
+#define FASTVAE_WIDE_WORDS
+using Wide = FASTVAE_VECTOR(uint64_t, FASTVAE_VECTOR_BYTES);
+FASTVAE_INLINE Wide even_words(Unsigned words) { return (Wide)words; }
+FASTVAE_INLINE Wide odd_words(Unsigned words) { return (Wide)words >> 32; }
+FASTVAE_INLINE Unsigned all_words(Wide even, Wide odd) {
+    return (Unsigned)_mm512_mask_blend_epi32(0xaaaa, (__m512i)even, (__m512i)(odd << 32));
 }
-FASTVAE_INLINE void rounds(uint64_t seed, Unsigned& c0, Unsigned& c1, Unsigned& c2, Unsigned& c3) {
-    Unsigned* const words[] = {&c0, &c1, &c2, &c3};
-    __m512i even[4], odd[4];
-    for (int k = 0; k < 4; ++k) {
-        even[k] = (__m512i)*words[k];
-        odd[k] = _mm512_srli_epi64(even[k], 32);
-    }
-    rounds_of_half(seed, even[0], even[1], even[2], even[3]);
-    rounds_of_half(seed, odd[0], odd[1], odd[2], odd[3]);
-    for (int k = 0; k < 4; ++k) {
-        *words[k] = (Unsigned)_mm512_mask_blend_epi32(0xaaaa, even[k], _mm512_slli_epi64(odd[k], 32));
-    }
+FASTVAE_INLINE void multiply_wide(Wide a, uint32_t b, Wide& high, Wide& low) {
+    low = (Wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+    high = low >> 32;
 }
 
 // The first of each, the second of each, …
