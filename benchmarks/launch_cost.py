@@ -28,7 +28,8 @@ CALLS, RUNS = 2000, 15
 BOUNDS = {"low": -math.inf, "high": math.inf}
 LATENT = {"log_scale": True, **BOUNDS, "samples": 0, "free_bits": 0.0, "reduction": "batchmean"}
 RECONSTRUCTION = {"likelihood": "bernoulli_logits", "parameter": 0.0, "reduction": "batchmean", "with_gradient": True}
-ELBO = {**RECONSTRUCTION, "log_scale": True, **BOUNDS, "beta": 1.0, "free_bits": 0.0}
+BACKWARD = {"log_scale": True, **BOUNDS, "beta": 1.0, "free_bits": 0.0, "reduction": "batchmean"}
+ELBO = {**RECONSTRUCTION, **BACKWARD}
 
 
 def primitives(name: str) -> dict[str, Callable[[], object]]:
@@ -46,7 +47,7 @@ def primitives(name: str) -> dict[str, Callable[[], object]]:
         "rescale_ by 1": lambda: backend.rescale_(y, one),
         "latent_forward": lambda: backend.latent_forward(mu, logvar, seed, None, None, **LATENT),
         "latent_backward": lambda: backend.latent_backward(mu, one, mu, logvar, seed, None, None, **LATENT),
-        "elbo_forward": lambda: backend.elbo_forward(y, x, mu, logvar, **ELBO),
+        "elbo_forward, with gradients": lambda: backend.elbo_forward(y, x, mu, logvar, **ELBO),
         "torch.empty_like, for scale": lambda: torch.empty_like(y),
     }
 
@@ -97,9 +98,9 @@ def _primitives(choose: Callable[..., Any], work: Work, device: str) -> Callable
     def call() -> None:
         with torch.no_grad():
             run = choose(recon, target, mu, logvar)
-            _, _, _, gradient = run.elbo_forward(recon, target, mu, logvar, **ELBO)
-            run.rescale_(gradient, one)
-            run.latent_backward(None, one, mu, logvar, None, None, None, **LATENT)
+            _, _, _, gradient, *of_kl = run.elbo_forward(recon, target, mu, logvar, **ELBO)
+            if not of_kl:
+                run.elbo_backward(gradient, one, mu, logvar, **BACKWARD)
 
     return call
 

@@ -175,14 +175,16 @@ void define(py::module_& module) {
                   Address recon, int64_t recon_stride, Address target, int64_t target_stride, Address grad, int type,
                   bool log_scale, double low, double high, double free_bits, int64_t latent_cols, Address mu,
                   int64_t mu_stride, Address scale, int64_t scale_stride, double beta, int reduction, int loss_type, Address loss, Address nll,
-                  Address kl, QUEUE... queue) {
+                  Address kl, Address grad_mu, Address grad_scale, QUEUE... queue) {
+                   Latent latent = latent_of(type, log_scale, low, high, free_bits, rows, latent_cols, mu, mu_stride, scale,
+                                             scale_stride);
+                   latent.grad_mu = at(grad_mu);
+                   latent.grad_scale = at(grad_scale);
                    const ReleaseGIL release(rows * cols);
                    return elbo_forward(
                        reconstruction_of(likelihood, parameter, recon_type, target_type, rows, cols, recon, recon_stride,
                                          target, target_stride, grad),
-                       latent_of(type, log_scale, low, high, free_bits, rows, latent_cols, mu, mu_stride, scale,
-                                 scale_stride),
-                       beta, static_cast<Reduction>(reduction), ELBO{loss_type, at(loss), at(nll), at(kl)},
+                       latent, beta, static_cast<Reduction>(reduction), ELBO{loss_type, at(loss), at(nll), at(kl)},
                        queue_of(queue...));
                });
     module.def("elbo_backward",

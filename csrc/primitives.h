@@ -75,6 +75,7 @@ void log_ratio(const LogRatio& work, int threads);
 void sum_rows(const double* values, int64_t rows, int64_t cols, double* sums);
 void latent_forward(Latent work, Reduction reduction, void* kl, int threads);
 void latent_backward(Latent work, Reduction reduction, int threads);
+// Of a total also the gradients of β·KL, where the latent has an address for them.
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
                  int threads);
 void rescale(Rescale work, const void* upstream, int upstream_type, int threads);

@@ -46,6 +46,7 @@ class Op(NamedTuple):
         gradients: ``(ctx, primitives, again, saved, grads)`` → the gradients of the first tensors. ``again`` says that
             those will be differentiated or vmapped, and ``primitives`` are plain torch. ``saved`` is
             ``ctx.saved_tensors``, which may be asked for only once.
+        kept: whose gradients those are in the plainest call: where just those are kept, a backward needs no more.
         expression: the forward, differentiable, without looking at the data.
     """
 
@@ -55,6 +56,7 @@ class Op(NamedTuple):
     losses: int
     gradients: Callable[..., Gradients]
     expression: Callable[..., tuple[Tensor, ...]]
+    kept: tuple[int, ...] = ()
 
 
 def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -71,7 +73,10 @@ def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) 
     # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
     alive: list[Any] = []
     for tensor in tensors:
-        alive.append(tensor if tensor is None else _unwrap_if_dead(tensor).resolve_neg())
+        if tensor is not None:
+            tensor = _unwrap_if_dead(tensor)
+            tensor = tensor.resolve_neg() if tensor.is_neg() else tensor
+        alive.append(tensor)
     return _direct(op)(*alive, options)
 
 
@@ -97,6 +102,8 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         # create_graph=True, or vmapped upstream gradients (of torch.func, or of is_grads_batched)
         again = torch.is_grad_enabled() or ops.transforms_active()
+        if not again and len(ctx.gradient) == len(op.kept) and _one_number(ctx, *grads):
+            return _hand_over(op, ctx, grads[0])
         alive: list[Tensor | None] = []
         for grad in grads:
             again = again or (grad is not None and _is_batched(grad))
@@ -113,6 +120,29 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     direct: Any = type(op.primitive, (torch.autograd.Function,), members)
     return super(torch.autograd.Function, direct).apply  # Function's own looks for what is not here
+
+
+def _one_number(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether all that came in is a number for the first output, on a CPU, and nobody wants the target's gradient."""
+    if not ctx.gradient or upstream is None or upstream.dim() or not upstream.is_cpu or ctx.needs_input_grad[1]:
+        return False
+    for other in others:
+        if other is not None:
+            return False
+    return not _is_batched(upstream) and ctx.primitives is not ops.OPERATORS and not ops.listened_to()
+
+
+def _hand_over(op: Op, ctx: Any, upstream: Any) -> Gradients:
+    """The kept gradients times ``upstream``, in their places: once, nobody else ever sees them."""
+    gradients: list[Tensor | None] = [None] * (op.tensors + 1)
+    kept, ctx.gradient = ctx.gradient, ()
+    for place, gradient in zip(op.kept, kept, strict=True):
+        gradients[place] = gradient
+    if upstream.item() != 1:
+        upstream = upstream.resolve_neg()
+        for gradient in kept:
+            ctx.primitives.rescale_(gradient, upstream)
+    return tuple(gradients)
 
 
 TENSORS, OPTIONS = 5, 9  # as many as any op has: all have one signature, with None for what an op lacks
@@ -166,7 +196,7 @@ def _take_gradient(ctx: Any, primitives: Any, traced: Gradients, upstream: Tenso
         return [(gradient * upstream).to(gradient.dtype) for gradient in traced if gradient is not None]
     if torch.compiler.is_dynamo_compiling():  # nothing is kept elsewhere, and torch 2.11 cannot trace the next line
         return []
-    gradients: list[Tensor] = ctx.__dict__.pop("gradient", None) or []
+    gradients, ctx.gradient = list(ctx.__dict__.get("gradient", ())), ()
     if gradients and upstream.dim():  # by example; mostly all of them alike: the mean of the batch, or the sum
         first = upstream[0]
         if not bool((upstream == first).all()):
@@ -234,15 +264,25 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
     # the loss alone, one number, and all its gradients but the target's: one call, and one launch
     alone = grad_loss is not None and grad_nll is None and grad_kl is None and not grad_loss.dim()
     alone = alone and needed[0] and not needed[1] and any(needed[2:4])
-    kept = None if not alone or again or primitives is ops.OPERATORS else ctx.__dict__.pop("gradient", None)
+    # nothing is kept elsewhere while compiled, and torch 2.11 cannot trace a look into __dict__
+    kept = () if torch.compiler.is_dynamo_compiling() else ctx.__dict__.get("gradient", ())
     if kept:
+        ctx.gradient = kept[:1]  # those of the KL are for the loss alone: see _hand_over
+    if kept and alone and not again and primitives is not ops.OPERATORS:
+        ctx.gradient = ()
         of_latent = primitives.elbo_backward(kept[0], grad_loss, mu, scale, beta=beta, **latent_options)
         return (kept[0], None, *of_latent)
+    # while traced: those of β·KL, which are the KL's own if β is 1
+    left: Any = traced[1:] if not again and (grad_kl is None or beta == 1) else []
+    whole = _sum(grad_loss, grad_kl)
     weighted = grad_loss if grad_loss is None or beta == 1 else grad_loss * beta
     grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
-    gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced))
+    gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced[:1]))
     if grad_kl is None or not any(needed[2:4]):
         return gradients
+    if left:
+        assert whole is not None
+        return (*gradients, *((gradient * whole).to(gradient.dtype) for gradient in left))
     of_latent = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, samples=0, **latent_options)
     return (*gradients, *of_latent)
 
@@ -316,6 +356,7 @@ RECONSTRUCTION = Op(  # (recon, target, parameter tensor, logits of zero, librar
     1,
     _of_reconstruction,
     _reconstruction_expression,
+    (0,),
 )
 LATENT = Op(  # (mu, scale, seed, prior_mu, prior_logvar) → z, kl, or both
     "latent_forward",
@@ -332,6 +373,7 @@ ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
     3,
     _of_elbo,
     _elbo_expression,
+    (0, 2, 3),
 )
 ROWS = Op(  # the tensors of a term of kernels/reference/rows.py
     "rows_forward",

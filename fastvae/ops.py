@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import pair_ops
-from .kernels.layout import accumulator, loss_dtype, loss_shape
+from .kernels.layout import accumulator, keeps_kl_gradients, loss_dtype, loss_shape
 from .kernels.parameters import gradient_dtype
 from .kernels.rows import TERMS, value_dtype, value_shape
 from .registry import backend_for
@@ -90,7 +90,14 @@ def _reconstruction_backward(grad_nll: Tensor, recon: Tensor, *args: Tensor | No
 
 
 def _elbo_forward(recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, **options: Any) -> list[Tensor]:
-    return backend_for(recon.device.type).elbo_forward(recon, target, mu, scale, **unbounded(options))
+    """A graph needs to know how many outputs there are: the gradients of β·KL always come where they may."""
+    backend, options = backend_for(recon.device.type), unbounded(options)
+    outputs: list[Tensor] = backend.elbo_forward(recon, target, mu, scale, **options)
+    if len(outputs) == 4 and keeps_kl_gradients(recon, mu, options["reduction"]):
+        upstream = mu.new_full((), options["beta"], dtype=accumulator(mu.dtype))
+        latent = {name: options[name] for name in ("log_scale", "low", "high", "free_bits", "reduction")}
+        outputs += backend.latent_backward(None, upstream, mu, scale, None, None, None, samples=0, **latent)
+    return outputs
 
 
 def _rows_forward(a: Tensor, *args: Tensor | None, **options: Any) -> list[Tensor]:
@@ -156,8 +163,13 @@ def _gradients_like(
     return gradients + [_like(tensor) for tensor in (zero_logits, library) if tensor is not None]
 
 
-def _elbo_forward_fake(recon: Tensor, *_: Tensor, reduction: str, with_gradient: bool, **options: Any) -> list[Tensor]:
-    return [_loss_like(recon, reduction) for _ in range(3)] + ([_like(recon)] if with_gradient else [])
+def _elbo_forward_fake(
+    recon: Tensor, target: Tensor, mu: Tensor, scale: Tensor, *, reduction: str, with_gradient: bool, **_: Any
+) -> list[Tensor]:
+    gradients = [_like(recon)] if with_gradient else []
+    if with_gradient and keeps_kl_gradients(recon, mu, reduction):
+        gradients += [_like(mu), _like(scale)]
+    return [*(_loss_like(recon, reduction) for _ in range(3)), *gradients]
 
 
 def _rows_forward_fake(

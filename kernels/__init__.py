@@ -17,6 +17,7 @@ parameter, reduction)``
     → ``[grad_recon]``, and a gradient of each tensor there is, computed afresh.
 ``elbo_forward(recon, target, mu, scale, *, …as reconstruction_forward, log_scale, low, high, beta, free_bits)``
     → ``[loss, nll, kl]``, then the gradient of ``nll`` in ``recon`` if ``with_gradient``; ``loss`` has nll's dtype.
+    A backend may add those of β·KL in ``mu`` and ``scale``, where ``layout.keeps_kl_gradients``.
 ``elbo_backward(gradient, upstream, mu, scale, *, log_scale, low, high, beta, free_bits, reduction)``
     → ``[grad_mu, grad_scale]`` of β·KL, and ``gradient`` as ``rescale_`` leaves it; ``reduction`` is a total.
 ``rescale_(gradient, upstream)``

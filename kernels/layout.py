@@ -30,11 +30,21 @@ def cols(tensor: torch.Tensor) -> int:
     return tensor.shape[1:].numel()
 
 
+def keeps_kl_gradients(recon: torch.Tensor, mu: torch.Tensor, reduction: str) -> bool:
+    """Whether a one-pass ELBO may write the gradients of its KL, too: on a GPU the backward has a launch anyway.
+
+    float16: see ``autograd.one_pass``.
+    """
+    return recon.is_cpu and reduction in TOTAL_REDUCTIONS and mu.dtype != torch.float16
+
+
 def empty_like(tensor: torch.Tensor, copies: int = 0) -> torch.Tensor:
     """A dense output; with ``copies``, so many of them along a new first dimension."""
     if copies:
         return tensor.new_empty((copies, *tensor.shape))
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)  # torch has no faster way to one
+    if tensor.is_contiguous():  # torch's fastest way
+        return torch.empty_like(tensor)
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def address(tensor: torch.Tensor | None) -> int:

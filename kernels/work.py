@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from .checks import check_domains
-from .layout import ALL, BLOCK, TOTAL_REDUCTIONS, accumulator, as_rows, empty_like, reduction_weight, upstream_by_row
+from .layout import (
+    ALL,
+    BLOCK,
+    TOTAL_REDUCTIONS,
+    accumulator,
+    as_rows,
+    empty_like,
+    keeps_kl_gradients,
+    reduction_weight,
+    upstream_by_row,
+)
 from .parameters import Parameter, by_row, gradient_dtype, ordered_sum
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -213,9 +223,11 @@ class Latent(Work):
     """mu and scale, and mean and logvar of the prior if there is one: else their ``places`` are zeros.
 
     z has ``samples`` samples, whose noise comes from ``seed``. logvar is clamped to [``low``, ``high``].
+    ``gradients`` are those of β·KL which ``fill_elbo`` is to write, none or two.
     """
 
-    __slots__ = ("free_bits", "high", "log_scale", "low", "samples", "seed")
+    __slots__ = ("free_bits", "gradients", "high", "log_scale", "low", "samples", "seed")
+    gradients: list[Tensor]
     seed: Tensor | None
     log_scale: bool
     low: float
@@ -241,6 +253,7 @@ class Primitives:
     """
 
     on_host = True
+    keeps_kl_gradients = False  # whether ``fill_elbo`` can write them
     block = BLOCK
     empty_like = staticmethod(empty_like)
 
@@ -498,8 +511,11 @@ class Primitives:
         data.grad = self.empty_like(recon) if with_gradient else None
         latent.seed, latent.log_scale, latent.samples, latent.free_bits = None, log_scale, 1, free_bits
         latent.low, latent.high = low, high
+        latent.gradients = []
+        if with_gradient and self.keeps_kl_gradients and keeps_kl_gradients(recon, mu, reduction):
+            latent.gradients = [self.empty_like(mu), self.empty_like(scale)]
         if self.fill_elbo(data, latent, beta, losses):
             check_domains(likelihood, recon, target)
         if data.grad is not None:
             losses.append(data.grad)
-        return losses
+        return losses + latent.gradients

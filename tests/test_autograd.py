@@ -31,6 +31,10 @@ def on_backend(backend: str):
         yield
 
 
+def on_the_device(value: Any) -> Any:
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
+
+
 def logits_target() -> list[Tensor]:
     return [t.float() for t in OPS["bce_with_logits"].inputs(6, 50)]
 
@@ -150,6 +154,53 @@ def test_the_elbo_of_two_dtypes_has_that_of_the_reconstruction(
     for width in (4, 0):
         out = fastvae.elbo_loss(logits, target, mu[:, :width], logvar[:, :width], reduction=reduction, beta=beta)
         assert [t.dtype for t in out] == [torch.float32, torch.float32, torch.float64]
+
+
+USES: dict[str, Callable[[Any], Tensor]] = {
+    "the loss": lambda out: out.loss,
+    "scaled": lambda out: -2.5 * out.loss,
+    "all three": lambda out: out.loss + 0.5 * out.reconstruction - 3 * out.kl,
+    "the loss and its KL": lambda out: out.loss + out.kl,
+    "the KL": lambda out: 2 * out.kl,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"beta": 0.3}, {"beta": 0.0, "reduction": "sum"}, {"beta": torch.tensor(0.4)}, {"free_bits": 0.3}],
+    ids=["plain", "beta", "no beta", "tensor beta", "free bits"],
+)
+def test_elbo_gradients_however_it_is_used(backend: str, options: dict[str, Any], use: str) -> None:
+    """Once, and again through the same graph, when nothing is left to hand over."""
+    recon, mu, logvar = (torch.randn(6, n, requires_grad=True) for n in (9, 4, 4))
+    target, leaves = torch.rand(6, 9), (recon, mu, logvar)
+    options = {name: on_the_device(value) for name, value in options.items()}
+    loss = USES[use](fastvae.elbo_loss(recon, target, mu, logvar, **options))
+    first = [
+        g.clone() for g in torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True) if g is not None
+    ]
+    second = torch.autograd.grad(loss, leaves, allow_unused=True)
+    with fastvae.use_backend("torch"):
+        want_loss = USES[use](fastvae.elbo_loss(recon, target, mu, logvar, **options))
+        want = [g for g in torch.autograd.grad(want_loss, leaves, allow_unused=True) if g is not None]
+    torch.testing.assert_close(first, want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close([g for g in second if g is not None], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (1, 2), (0, 2)], ids=str)
+def test_elbo_gradients_of_some_inputs(backend: str, frozen: tuple[int, ...]) -> None:
+    leaves = [torch.randn(6, n, requires_grad=k not in frozen) for k, n in enumerate((9, 4, 4))]
+    target = torch.rand(6, 9, requires_grad=frozen == (0,))
+    fastvae.elbo_loss(leaves[0], target, *leaves[1:], beta=0.5).loss.backward()
+    got = [t.grad for t in (*leaves, target)]
+    for t in (*leaves, target):
+        t.grad = None
+    with fastvae.use_backend("torch"):
+        fastvae.elbo_loss(leaves[0], target, *leaves[1:], beta=0.5).loss.backward()
+    for ours, theirs in zip(got, (t.grad for t in (*leaves, target)), strict=True):
+        assert (ours is None) == (theirs is None)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

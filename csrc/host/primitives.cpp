@@ -235,10 +235,21 @@ void latent_backward(Latent work, Reduction reduction, int threads) {
     run(FASTVAE_PICK(latent_backward_span), work, work.grid, work.grad_z == nullptr ? 1 : 4 * work.samples, threads);
 }
 
+// The gradients of β·KL for an upstream gradient of 1.
+static void kl_gradients(Latent work, double beta, Reduction reduction, int threads) {
+    static const float one = 1;
+    static const double one_wide = 1;
+    work.samples = 1;
+    work.weight = beta;
+    work.upstream = work.type == FLOAT64 ? static_cast<const void*>(&one_wide) : &one;
+    latent_backward(work, reduction, threads);
+}
+
 int elbo_forward(Reconstruction reconstruction, Latent latent, double beta, Reduction reduction, const ELBO& out,
                  int threads) {
     const double nll_weight = reduction_weight(reduction, reconstruction.grid);
     const double kl_weight = reduction_weight(reduction, latent.grid);
+    if (latent.grad_mu != nullptr) kl_gradients(latent, beta, reduction, threads);
     reconstruction.weight = nll_weight;
     advise(reconstruction.grad, reconstruction.grid.total, reconstruction.recon_type);
     if (reduction != EXAMPLE) {

@@ -26,6 +26,7 @@ def _queue(_: Tensor, losses: int) -> tuple[tuple[int], None]:
 class Host(RowTerms, Compiled):
     """With kernels for the terms of rows."""
 
+    keeps_kl_gradients = True
     row_kernels = rows.KERNELS
     logistic_kernel = True
 

@@ -113,6 +113,6 @@ class Compiled(Primitives):
             *data.places, 0 if data.grad is None else data.grad.data_ptr(),
             TYPES[latent.tensors[0].dtype], latent.log_scale, latent.low, latent.high, latent.free_bits, latent.cols,
             *latent.places, beta, REDUCTIONS[data.reduction], TYPES[loss.dtype], loss.data_ptr(), nll.data_ptr(),
-            kl.data_ptr(), *queue,
+            kl.data_ptr(), *(map(Tensor.data_ptr, latent.gradients) if latent.gradients else (0, 0)), *queue,
         )  # fmt: skip
         return outside
