@@ -47,6 +47,8 @@ def target(value: object, recon_name: str, recon: Tensor, likelihood: str) -> Te
     """``value`` if it is data for ``recon``: of its shape and device, floating point or uint8; or counts."""
     if not isinstance(value, Tensor):
         raise TypeError(f"target must be a tensor, got {type(value).__name__}")
+    if value.dtype == recon.dtype and value.shape == recon.shape and value.device == recon.device:
+        return value  # as most are
     if likelihood in OF_COUNTS:
         if value.dtype in COUNTS:
             value = value.to(accumulator(recon.dtype))
