@@ -52,6 +52,21 @@ def check(
         torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=rtol, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("rows", [1 << 14, (1 << 14) + 1, 40_001])
+def test_totals_of_many_rows_with_gaps_between_them(backend: str, rows: int) -> None:
+    """A GPU leaves a sum for each of them: so many that one block, or program, alone does not add them up."""
+    recon, x = torch.randn(rows, 5)[:, 1:4], torch.rand(rows, 3)
+    mu, logvar = torch.randn(rows, 4).chunk(2, 1)
+    nll = torch.nn.functional.binary_cross_entropy_with_logits(recon.double(), x.double(), reduction="sum").float()
+    kl = eager_kl(mu.double(), logvar.double()).sum().float()
+    same = {"rtol": 1e-6, "atol": 0}
+    torch.testing.assert_close(fastvae.bce_with_logits(recon, x, reduction="sum"), nll, **same)
+    torch.testing.assert_close(fastvae.gaussian_kl(mu, logvar, reduction="sum"), kl, **same)
+    torch.testing.assert_close(fastvae.gaussian_kl(mu, logvar.contiguous(), reduction="mean"), kl / rows / 2, **same)
+    out = fastvae.elbo_loss(recon, x, mu, logvar)
+    torch.testing.assert_close(tuple(out), ((nll + kl) / rows, nll / rows, kl / rows), **same)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kl_beyond_the_dtype(backend: str, dtype: torch.dtype) -> None:
     inputs = grid(MEANS, LOGVARS, dtype)

@@ -1,6 +1,7 @@
 // What follows the loops over rows: their sums to losses, and a gradient times what came from above.
 //
 // Sums are added in a fixed order by one block, or by one thread for each example. A few kilobytes; what counts is the launch.
+// Rows with gaps between them leave a sum each: where those are many, several blocks first make few of them.
 #include "memory.cuh"
 #include "rows.cuh"
 
@@ -8,10 +9,10 @@ namespace fastvae {
 namespace device {
 namespace {
 
-// `count` sums for each loss, in a row.
+// `count` sums for each loss, `stride` apart.
 struct Part {
-    const double* sums;
-    int64_t count;
+    double* sums;
+    int64_t count, stride;
     double weight;
     int type;
     void* out;
@@ -24,8 +25,29 @@ __device__ void put(int type, void* out, int64_t index, double value) {
 
 __device__ double block_total(BlockSum::TempStorage& storage, const Part& part) {
     double value = 0;
-    for (int64_t k = threadIdx.x; k < part.count; k += THREADS) value += part.sums[k];
+    for (int64_t k = threadIdx.x; k < part.count; k += THREADS) value += part.sums[k * part.stride];
     return BlockSum(storage).Sum(value) * part.weight;
+}
+
+constexpr int64_t MANY = 8 * PARTIALS;  // sums that one block adds up in the time of a launch
+
+// The first of every `piece` sums becomes the sum of them, a piece a block. Its threads have read all of it before they meet
+// to add up what they read.
+__global__ void __launch_bounds__(THREADS) fold_sums(double* sums, int64_t count, int64_t piece) {
+    __shared__ BlockSum::TempStorage storage;
+    const int64_t begin = blockIdx.x * piece, end = begin + piece < count ? begin + piece : count;
+    double value = 0;
+    for (int64_t k = begin + threadIdx.x; k < end; k += THREADS) value += sums[k];
+    const double total = BlockSum(storage).Sum(value);
+    if (threadIdx.x == 0) sums[begin] = total;
+}
+
+Part folded(const Part& part, cudaStream_t stream) {
+    if (part.count <= MANY) return part;
+    const int64_t least = ceil_divide(part.count, PARTIALS), piece = least > MANY / 4 ? least : MANY / 4;
+    const int64_t pieces = ceil_divide(part.count, piece);
+    launch(fold_sums, static_cast<unsigned>(pieces), stream, part.sums, part.count, piece);
+    return {part.sums, pieces, piece, part.weight, part.type, part.out};
 }
 
 // One loss; with a second part, loss = first + beta·second.
@@ -63,7 +85,7 @@ void finish(Reduction reduction, const Part& first, const Part& second, double b
             const Queue& queue) {
     const auto stream = static_cast<cudaStream_t>(queue.stream);
     if (reduction != EXAMPLE) {
-        launch(finish_total, 1, stream, first, second, beta, type, loss);
+        launch(finish_total, 1, stream, folded(first, stream), folded(second, stream), beta, type, loss);
     } else if (rows != 0) {
         const int64_t blocks = ceil_divide(rows, THREADS), full = resident_blocks<finish_rows>(queue.device);
         const auto grid = static_cast<unsigned>(blocks < full ? blocks : full);
@@ -72,8 +94,8 @@ void finish(Reduction reduction, const Part& first, const Part& second, double b
 }
 
 // What a reduction sums over: the items of each row, or all of them.
-Part part_of(Reduction reduction, const double* sums, int64_t segments, int64_t rows, double weight, int type, void* out) {
-    return {sums, reduction == EXAMPLE ? segments : segments * rows, weight, type, out};
+Part part_of(Reduction reduction, double* sums, int64_t segments, int64_t rows, double weight, int type, void* out) {
+    return {sums, reduction == EXAMPLE ? segments : segments * rows, 1, weight, type, out};
 }
 
 template <class T, class U>
@@ -98,7 +120,7 @@ std::pair<int, int> versions() {
     return {driver, runtime};
 }
 
-void finish_sums(const double* sums, int64_t segments, int64_t rows, Reduction reduction, double weight, int type,
+void finish_sums(double* sums, int64_t segments, int64_t rows, Reduction reduction, double weight, int type,
                  void* loss, const Queue& queue) {
     finish(reduction, part_of(reduction, sums, segments, rows, weight, type, loss), Part{}, 0, 0, nullptr, rows, queue);
 }

@@ -202,7 +202,7 @@ Segments sum_rows(const Reconstruction& work, const Latent& latent, const Queue&
 int64_t sum_rows(const Latent& work, const Queue& queue);
 
 // The sums of items, `segments` for each of `rows` rows, to a loss of the reduction.
-void finish_sums(const double* sums, int64_t segments, int64_t rows, Reduction reduction, double weight, int type,
+void finish_sums(double* sums, int64_t segments, int64_t rows, Reduction reduction, double weight, int type,
                  void* loss, const Queue& queue);
 
 }  // namespace device

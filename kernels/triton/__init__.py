@@ -31,6 +31,7 @@ from .pairs import (  # noqa: F401
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 UNAVAILABLE = "" if INTERPRETED or torch.cuda.is_available() else "torch sees no CUDA device"
+MANY, PIECES = 1 << 14, 2048  # partial sums that one program may add up; and, where they are more, sums of those
 RESCALING = 2048  # programs at most: where the loss is not scaled, each reads one number and is done
 FLOAT32_MIN = 1.1754943508222875e-38
 
@@ -48,9 +49,20 @@ def _partials(work: Work, tiles: Launch, loss: Tensor | None = None) -> Tensor:
     return torch.empty((work.rows, tiles.chunks), dtype=ACCUMULATORS[work.like.dtype], device=work.like.device)
 
 
+def _folded(partials: Tensor) -> Tensor:
+    """Those of one loss, as few as one program adds up in the time of a launch: rows with gaps leave a sum each."""
+    count = partials.numel()
+    piece = max(MANY // 4, -(-count // PIECES))
+    few = partials.new_empty(-(-count // piece), dtype=torch.float64)
+    run(reduce.fold, few.numel(), partials, partials, few, count, piece)
+    return few
+
+
 def _finish(partials: Tensor, work: Work, loss: Tensor) -> None:
     """Partial sums to the loss, unless they are the loss already."""
     if partials is not loss:
+        if partials.numel() > MANY and not loss.dim():
+            partials = _folded(partials)
         run(reduce.finish, loss.numel(), loss, partials, loss, work.weight, partials.numel() // loss.numel())
 
 
@@ -228,6 +240,8 @@ class Triton(RowTerms, Primitives):
             latent_tiles.chunks, **constants,
         )  # fmt: skip
         count = losses[0].numel()
+        if max(nll_sums.numel(), kl_sums.numel()) > MANY and not losses[0].dim():
+            nll_sums, kl_sums = _folded(nll_sums), _folded(kl_sums)
         run(
             reduce.finish_elbo, count, recon, nll_sums, kl_sums, *losses, data.weight, latent.weight, beta,
             nll_sums.numel() // count, kl_sums.numel() // count,

@@ -21,6 +21,14 @@ def total(partials_ptr, first, count):
     return tl.sum(sums, axis=0)
 
 
+@triton.jit(do_not_specialize=["count", "piece"])
+def fold(partials_ptr, out_ptr, count, piece):
+    """``out[p] = Σ partials[p · piece : (p + 1) · piece]`` for program p: many partials become few."""
+    program = tl.program_id(0)
+    first = program.to(tl.int64) * piece
+    tl.store(out_ptr + program, total(partials_ptr, first, tl.minimum(count - first, piece)))
+
+
 @triton.jit(do_not_specialize=["count"])
 def finish(partials_ptr, loss_ptr, weight: tl.float64, count):
     """``loss[p] = weight · Σ partials[p, :count]`` for program p."""
