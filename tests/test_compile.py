@@ -114,6 +114,37 @@ def test_a_learned_variance_and_a_broadcast_prior(mode: str) -> None:
         torch.testing.assert_close(compiled(loss)(logvar), loss(logvar))
 
 
+def test_reduce_overhead_trains_evaluates_and_draws_afresh() -> None:
+    """On a GPU these are CUDA graphs, whose memory the next step writes again: imported by ``test_gpu.py``."""
+    torch._dynamo.reset()
+    encoder, decoder = torch.nn.Linear(9, 8), torch.nn.Linear(4, 9)
+    weights = [*encoder.parameters(), *decoder.parameters()]
+
+    def step(x: Tensor, seed: int | None = 3) -> Tensor:
+        mu, logvar = encoder(x).chunk(2, -1)
+        return fastvae.elbo_loss(decoder(fastvae.reparameterize(mu, logvar, seed=seed)), x, mu, logvar).loss
+
+    fast = torch.compile(step, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):  # as it is, recorded, replayed, replayed
+        x = torch.rand(6, 9)
+        want = step(x)
+        gradients = torch.autograd.grad(want, weights)
+        torch.compiler.cudagraph_mark_step_begin()
+        got = fast(x)
+        torch.testing.assert_close([g.clone() for g in torch.autograd.grad(got, weights)], list(gradients))
+        torch.testing.assert_close(got, want)
+    with torch.no_grad():
+        for _ in range(4):
+            x = torch.rand(6, 9)
+            torch.compiler.cudagraph_mark_step_begin()
+            torch.testing.assert_close(fast(x).clone(), step(x))
+        drawn = []
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            drawn.append(fast(x, None).item())
+    assert len(set(drawn)) == 4
+
+
 def test_five_batch_sizes_recompile_once_at_most() -> None:
     model, counter = VAE(), CompileCounter()
     step = torch.compile(lambda x: model.loss(x).loss, fullgraph=True, backend=counter)

@@ -14,6 +14,7 @@ import fastvae
 from fastvae.random import philox4x32
 
 from table import OPS, value_and_gradients
+from test_compile import test_reduce_overhead_trains_evaluates_and_draws_afresh  # noqa: F401  (with CUDA graphs here)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: see `make gpu`")
 
