@@ -36,8 +36,8 @@ FASTVAE_INLINE const float* fill(float* tile, int64_t seed, int64_t first, int c
 template <class T>
 struct Whole {
     using V = vector_t<T>;
-    static FASTVAE_INLINE V get(const T* pointer, int) { return load(pointer, V{}); }
-    static FASTVAE_INLINE void put(T* pointer, int, V x) { store(pointer, x); }
+    static FASTVAE_INLINE V get(const T* pointer, int) { return load_ahead(pointer, V{}); }
+    static FASTVAE_INLINE void put(T* pointer, int, V x) { store_ahead(pointer, x); }
     static FASTVAE_INLINE V of_sum(int, V x) { return x; }
 };
 template <class T>

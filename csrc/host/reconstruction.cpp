@@ -69,13 +69,13 @@ int forward_rows(const Reconstruction& work, int64_t first, int64_t last) {
             V additive{}, product = one;
             int64_t j = start;
             for (; j + LANES <= stop; j += LANES) {
-                const V y = load(recon + j, V{}), x = load(target + j, V{});
+                const V y = load_ahead(recon + j, V{}), x = load_ahead(target + j, V{});
                 targets.see(x);
                 recons.see(y);
                 const Terms<V> terms = TERM::terms(y, x, parameter);
                 additive += terms.additive;
                 if constexpr (TERM::HAS_FACTOR) product *= terms.factor;
-                if constexpr (WITH_GRADIENT) store(grad + j, terms.derivative * weight);
+                if constexpr (WITH_GRADIENT) store_ahead(grad + j, terms.derivative * weight);
             }
             if (j < stop) {
                 const int count = static_cast<int>(stop - j);
@@ -127,8 +127,8 @@ int elements(const Reconstruction& work, int64_t first, int64_t last) {
         };
         int64_t j = 0;
         for (; j + LANES <= end; j += LANES) {
-            const V factor = upstream ? load(upstream + j, V{}) : by_row;
-            store(out + j, value(load(recon + j, V{}), load(target + j, V{}), factor));
+            const V factor = upstream ? load_ahead(upstream + j, V{}) : by_row;
+            store_ahead(out + j, value(load_ahead(recon + j, V{}), load_ahead(target + j, V{}), factor));
         }
         if (j < end) {
             const int count = static_cast<int>(end - j);
@@ -245,11 +245,11 @@ int with_tensor(const WithTensor& work, int64_t first, int64_t last) {
             constexpr bool WHOLE = decltype(whole)::value;
             const auto there = first_lanes<V>(count);
             const auto read = [&](const auto* from) FASTVAE_LAMBDA {
-                if constexpr (WHOLE) return load(from + j, V{});
+                if constexpr (WHOLE) return load_ahead(from + j, V{});
                 else return load_first(from + j, count, V{});
             };
             const auto write = [&](auto* to, V value) FASTVAE_LAMBDA {
-                if constexpr (WHOLE) store(to + j, value);
+                if constexpr (WHOLE) store_ahead(to + j, value);
                 else store_first(to + j, count, value);
             };
             const auto add = [&](V& total, V value) FASTVAE_LAMBDA { total += WHOLE || there ? value : V{}; };
