@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
 import math
 import os
@@ -19,18 +20,22 @@ from .ops import OPS, bytes_moved
 from .timing import Call
 from .works import TRAINING, Work
 
-EAGER, COMPILE, FLOOR = "eager", "torch.compile", "3-stream loop"
+EAGER, COMPILE, GEMS, FLOOR = "eager", "torch.compile", "eager + FlagGems", "3-stream loop"
 MAX_COPIES = 256
 
 
 class Contender(NamedTuple):
-    """``call`` does the work once. ``backend`` is set for those of fastvae."""
+    """``call`` does the work once. ``backend`` is set for those of fastvae, ``gems`` where FlagGems' kernels are torch's."""
 
     call: Call
     backend: str | None = None
+    gems: bool = False
 
     def context(self) -> contextlib.AbstractContextManager[None]:
         """What must be entered around its calls."""
+        if self.gems:
+            found: contextlib.AbstractContextManager[None] = importlib.import_module("flag_gems").use_gems()
+            return found
         return contextlib.nullcontext() if self.backend is None else use_backend(self.backend)
 
 
@@ -52,6 +57,7 @@ class _Entry(NamedTuple):
     function: Callable[..., Any]
     backend: str | None = None
     compiled: bool = False
+    gems: bool = False
 
 
 def _entries(work: Work, kind: str) -> dict[str, _Entry]:
@@ -61,6 +67,8 @@ def _entries(work: Work, kind: str) -> dict[str, _Entry]:
         eager, own = OPS[work.op].eager, OPS[work.op].ours
     entries = {name: _Entry(form) for name, form in eager.items()}
     entries[COMPILE] = _Entry(eager[EAGER], compiled=True)
+    if kind == "cuda" and importlib.util.find_spec("flag_gems"):
+        entries[GEMS] = _Entry(eager[EAGER], gems=True)
     backends = serving(kind)
     entries |= {ours(name): _Entry(own, name) for name in backends}
     if work.op == TRAINING:
@@ -77,7 +85,7 @@ def contender(work: Work, device: str, name: str) -> Contender:
     """One of ``names``, after its first call.
 
     Raises:
-        UnavailableError: it needs a compiler that is not there.
+        UnavailableError: it needs a compiler that is not there, or FlagGems cannot.
     """
     if name == FLOOR:
         return Contender(memory.three_stream(bytes_moved(work), device))
@@ -88,12 +96,12 @@ def contender(work: Work, device: str, name: str) -> Contender:
             raise UnavailableError("TORCH_COMPILE_DISABLE is set")
         function = torch.compile(function, fullgraph=True, dynamic=False)
     make = training.step if work.op == TRAINING else _op_call
-    found = Contender(make(work, device, function), entry.backend)
+    found = Contender(make(work, device, function), entry.backend, entry.gems)
     try:
         with found.context():
             found.call()
     except (RuntimeError, ImportError, OSError) as error:
-        if not entry.compiled:
+        if not (entry.compiled or entry.gems):
             raise
         raise UnavailableError(next(iter(str(error).strip().splitlines()), type(error).__name__)) from error
     return found

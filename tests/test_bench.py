@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib.machinery
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,26 @@ def test_peak_memory_is_that_of_the_worst_moment(capfd: pytest.CaptureFixture[st
     assert memory.peak_extra_bytes(call, "cpu") == 2 * 4 << 20
     assert memory.peak_extra_bytes(lambda: None, "cpu") == 0
     assert capfd.readouterr().err == "", "the profiler is quiet"
+
+
+def test_flaggems_is_a_contender_on_a_gpu_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+
+    @contextlib.contextmanager
+    def use_gems() -> Iterator[None]:
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    assert contenders.GEMS not in contenders.names(SMALL, "cuda")
+    module: Any = types.ModuleType("flag_gems")
+    module.__spec__, module.use_gems = importlib.machinery.ModuleSpec("flag_gems", None), use_gems
+    monkeypatch.setitem(sys.modules, "flag_gems", module)
+    assert contenders.GEMS in contenders.names(SMALL, "cuda")
+    assert contenders.GEMS not in contenders.names(SMALL, "cpu")
+    with contenders.Contender(lambda: None, gems=True).context():
+        entered.append("called")
+    assert entered == ["in", "called", "out"]
 
 
 def test_contenders_take_turns_in_their_context() -> None:
