@@ -25,7 +25,7 @@ MAX_COPIES = 256
 
 
 class Contender(NamedTuple):
-    """``call`` does the work once. ``backend`` is set for those of fastvae, ``gems`` where FlagGems' kernels are torch's."""
+    """``call`` does the work once. ``backend`` is set for those of fastvae; ``gems``: torch's kernels are FlagGems'."""
 
     call: Call
     backend: str | None = None
