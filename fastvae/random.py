@@ -8,8 +8,6 @@ from torch import Tensor
 from . import ops
 from .kernels.reference import noise as reference
 
-SEEDS = range(-(2**63), 2**64)
-
 
 def philox4x32(seed: int, counter: int) -> tuple[int, int, int, int]:
     """The four 32-bit words of Philox4x32-10.
@@ -53,7 +51,7 @@ def draw_seed(device: torch.device, generator: torch.Generator | None, seed: int
         raise ValueError("generator and seed exclude each other: pass one of them, got both")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
-    if seed not in SEEDS:
+    if not -(2**63) <= seed < 2**64:  # torch 2.8 would compile a look into a range as one at all its numbers
         raise ValueError(f"seed must be a 64-bit int, got {seed}")
     return torch.full((1,), seed - (1 << 64) if seed >= 1 << 63 else seed, dtype=torch.int64, device=device)
 
