@@ -36,6 +36,23 @@ def bernoulli_logits_exact(y, x, _):
 
 @exact
 def bernoulli_probs(y, x, eps):
+    """One logarithm: with l the larger of p and q, s the smaller and w the weight of log s, −log l − w·log(s/l)."""
+    one, zero = constant(1.0, y), constant(0.0, y)
+    z = one - y
+    high = one - eps
+    p = select(y < eps, eps, y)
+    p = select(p > high, high, p)
+    q = select(z < eps, eps, z)
+    q = select(q > high, high, q)
+    factor = one / select(p < q, q, p)
+    derivative = (y - x) / (p * q)  # (1−x)/q − x/p with one division
+    derivative = select(y < eps, zero, select(z < eps, zero, derivative))
+    return -select(p < q, x, one - x) * log(select(p < q, p, q) * factor), factor, derivative
+
+
+@exact
+def bernoulli_probs_exact(y, x, eps):
+    """For elementwise output."""
     one, zero = constant(1.0, y), constant(0.0, y)
     z = one - y
     high = one - eps
@@ -344,7 +361,8 @@ def _element_terms(likelihood, y, x, parameter):
             return additive + log_normal(factor), derivative
 
         return logits_terms
-    term = _BY_ID[likelihood.literal_value]
+    probs = likelihood.literal_value == IDS["bernoulli_probs"]
+    term = bernoulli_probs_exact if probs else _BY_ID[likelihood.literal_value]
 
     def other_terms(likelihood, y, x, parameter):
         additive, _, derivative = term(y, x, parameter)
