@@ -274,15 +274,15 @@ def _of_elbo(ctx: Any, primitives: Any, again: bool, saved: Gradients, grads: Gr
         return (kept[0], None, *of_latent)
     # while traced: those of β·KL, which are the KL's own if β is 1
     left: Any = traced[1:] if not again and (grad_kl is None or beta == 1) else []
-    whole = _sum(grad_loss, grad_kl)
+    beside = grad_kl is not None
     weighted = grad_loss if grad_loss is None or beta == 1 else grad_loss * beta
     grad_nll, grad_kl = _sum(grad_loss, grad_nll), _sum(weighted, grad_kl)
     gradients = _reconstruction_gradients(ctx, primitives, again, grad_nll, (recon, target), tuple(traced[:1]))
     if grad_kl is None or not any(needed[2:4]):
         return gradients
     if left:
-        assert whole is not None
-        return (*gradients, *((gradient * whole).to(gradient.dtype) for gradient in left))
+        upstream: Any = grad_kl if beside else grad_loss
+        return (*gradients, *((gradient * upstream).to(gradient.dtype) for gradient in left))
     of_latent = primitives.latent_backward(None, grad_kl, mu, scale, None, None, None, samples=0, **latent_options)
     return (*gradients, *of_latent)
 

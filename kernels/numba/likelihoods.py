@@ -35,8 +35,8 @@ def bernoulli_logits_exact(y, x, _):
 
 
 @exact
-def bernoulli_probs(y, x, eps):
-    """One logarithm: with l the larger of p and q, s the smaller and w the weight of log s, −log l − w·log(s/l)."""
+def clipped(y, x, eps):
+    """p and q = 1 − p within [eps, 1 − eps], and the derivative, which is 0 where either was below."""
     one, zero = constant(1.0, y), constant(0.0, y)
     z = one - y
     high = one - eps
@@ -44,24 +44,24 @@ def bernoulli_probs(y, x, eps):
     p = select(p > high, high, p)
     q = select(z < eps, eps, z)
     q = select(q > high, high, q)
-    factor = one / select(p < q, q, p)
     derivative = (y - x) / (p * q)  # (1−x)/q − x/p with one division
-    derivative = select(y < eps, zero, select(z < eps, zero, derivative))
+    return p, q, select(y < eps, zero, select(z < eps, zero, derivative))
+
+
+@exact
+def bernoulli_probs(y, x, eps):
+    """One logarithm: with l the larger of p and q, s the smaller and w the weight of log s, −log l − w·log(s/l)."""
+    one = constant(1.0, y)
+    p, q, derivative = clipped(y, x, eps)
+    factor = one / select(p < q, q, p)
     return -select(p < q, x, one - x) * log(select(p < q, p, q) * factor), factor, derivative
 
 
 @exact
 def bernoulli_probs_exact(y, x, eps):
     """For elementwise output."""
-    one, zero = constant(1.0, y), constant(0.0, y)
-    z = one - y
-    high = one - eps
-    p = select(y < eps, eps, y)
-    p = select(p > high, high, p)
-    q = select(z < eps, eps, z)
-    q = select(q > high, high, q)
-    derivative = (y - x) / (p * q)  # (1−x)/q − x/p with one division
-    derivative = select(y < eps, zero, select(z < eps, zero, derivative))
+    one = constant(1.0, y)
+    p, q, derivative = clipped(y, x, eps)
     return -x * log(p) - (one - x) * log(q), one, derivative
 
 
