@@ -9,7 +9,7 @@
 #ifdef FASTVAE_WITH_CUDA
 #include "device/primitives.h"
 #endif
-#include "primitives.h"
+#include "kernels.h"
 #include "types.h"
 
 namespace py = pybind11;
@@ -23,8 +23,6 @@ template <class T = void>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
-
-constexpr int64_t LONG = 1 << 14;  // elements from which other Python threads may run meanwhile
 
 class ReleaseGIL {
   public:
@@ -209,6 +207,51 @@ void define(py::module_& module) {
                });
 }
 
+int queue_of(const Place& place, std::true_type) { return place.threads; }
+#ifdef FASTVAE_WITH_CUDA
+device::Queue queue_of(const Place& place, std::false_type) { return {place.device, place.stream, place.scratch}; }
+#endif
+
+// The kernels of a CPU, or of a device, for fastvae._autograd.
+template <bool ON_HOST>
+py::capsule kernels(int64_t partials) {
+    using Host = std::bool_constant<ON_HOST>;
+    static Kernels table{};
+    table.partials = partials;
+    table.on_host = ON_HOST;
+    table.reconstruction_forward = [](const Reconstruction& work, Reduction reduction, void* loss, const Place& place) {
+        if constexpr (ON_HOST) {
+            return reconstruction_forward(work, reduction, loss, queue_of(place, Host{}));
+        } else {
+            reconstruction_forward(work, reduction, loss, queue_of(place, Host{}));
+            return 0;
+        }
+    };
+    table.latent_forward = [](const Latent& work, Reduction reduction, void* kl, const Place& place) {
+        latent_forward(work, reduction, kl, queue_of(place, Host{}));
+    };
+    table.latent_backward = [](const Latent& work, Reduction reduction, const Place& place) {
+        latent_backward(work, reduction, queue_of(place, Host{}));
+    };
+    table.elbo_forward = [](const Reconstruction& data, const Latent& latent, double beta, Reduction reduction,
+                            const ELBO& out, const Place& place) {
+        if constexpr (ON_HOST) {
+            return elbo_forward(data, latent, beta, reduction, out, queue_of(place, Host{}));
+        } else {
+            elbo_forward(data, latent, beta, reduction, out, queue_of(place, Host{}));
+            return 0;
+        }
+    };
+    table.elbo_backward = [](const Rescale& data, const void* upstream, int upstream_type, const Latent& latent,
+                             double beta, Reduction reduction, const Place& place) {
+        elbo_backward(data, upstream, upstream_type, latent, beta, reduction, queue_of(place, Host{}));
+    };
+    table.rescale = [](const Rescale& work, const void* upstream, int upstream_type, const Place& place) {
+        rescale(work, upstream, upstream_type, queue_of(place, Host{}));
+    };
+    return py::capsule(&table, KERNELS_CAPSULE);
+}
+
 // Sums over pairs, which have loops on a CPU only.
 void define_pairs(py::module_& module) {
     module.def("pairs_scratch", &pairs_scratch);
@@ -305,12 +348,14 @@ PYBIND11_MODULE(_C, module) {
             throw std::invalid_argument("no function " + function);
         }
     });
+    module.attr("kernels") = fastvae::kernels<true>(0);
     fastvae::define<int>(module);
     fastvae::define_pairs(module);
     fastvae::define_row_terms(module);
 #ifdef FASTVAE_WITH_CUDA
     py::module_ cuda = module.def_submodule("cuda");
     cuda.attr("PARTIALS") = fastvae::device::PARTIALS;
+    cuda.attr("kernels") = fastvae::kernels<false>(fastvae::device::PARTIALS);
     cuda.def("versions", &fastvae::device::versions);
 #ifdef FASTVAE_CUDA_ARCHS
     cuda.attr("ARCHS") = FASTVAE_CUDA_ARCHS;

@@ -1,7 +1,8 @@
 """One row per op: which primitive runs forward, how gradients come out, and the same as a differentiable expression.
 
 ``_traced`` and ``_direct`` make two ``torch.autograd.Function``s of a row: one as torch's tracers and transforms want
-it, and one for plain eager mode (:func:`apply`).
+it, and one for eager mode (:func:`apply`). Where ``fastvae._autograd`` was built (``csrc/autograd``), it does a plain
+call of a compiled backend in the place of the second, without Python; whatever it declines is done here.
 
 Three rules hold for each of them:
 
@@ -46,8 +47,9 @@ class Op(NamedTuple):
         gradients: ``(ctx, primitives, again, saved, grads)`` → the gradients of the first tensors. ``again`` says that
             those will be differentiated or vmapped, and ``primitives`` are plain torch. ``saved`` is
             ``ctx.saved_tensors``, which may be asked for only once.
-        kept: whose gradients those are in the plainest call: where just those are kept, a backward needs no more.
         expression: the forward, differentiable, without looking at the data.
+        kept: whose gradients those are in the plainest call: where just those are kept, a backward needs no more.
+        code: its place in csrc/autograd.cpp, if it is there.
     """
 
     primitive: str
@@ -57,6 +59,7 @@ class Op(NamedTuple):
     gradients: Callable[..., Gradients]
     expression: Callable[..., tuple[Tensor, ...]]
     kept: tuple[int, ...] = ()
+    code: int = -1
 
 
 def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -70,6 +73,16 @@ def apply(op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) 
         return _TRACED[op.primitive].apply(*tensors, *absent[0], *options, *absent[1])
     if (ops.recorded_by_jit() or ops.dispatch_modes()) and ops.leaves_python():
         return portable(op, tensors, dict(zip(op.options, options, strict=True)))
+    if NATIVE is not None and op.code >= 0:
+        first = tensors[0]
+        assert first is not None
+        backend = registry.backend_for("cpu" if first.is_cpu else first.device.type)
+        kernels = getattr(backend, "KERNELS", None)
+        if kernels is not None:
+            context = op, backend, registry.asked_for()
+            outputs: tuple[Tensor, ...] | None = NATIVE.call(op.code, kernels, context, tensors, options)
+            if outputs is not None:
+                return outputs
     # a tensor may come out of a transform that has ended, or be a view that torch has yet to negate
     alive: list[Any] = []
     for tensor in tensors:
@@ -100,26 +113,68 @@ def _direct(op: Op) -> Callable[..., tuple[Tensor, ...]]:
         return tuple(outputs[: op.losses])
 
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-        # create_graph=True, or vmapped upstream gradients (of torch.func, or of is_grads_batched)
         again = torch.is_grad_enabled() or ops.transforms_active()
         if not again and len(ctx.gradient) == len(op.kept) and _one_number(ctx, *grads):
             return _hand_over(op, ctx, grads[0])
-        alive: list[Tensor | None] = []
-        for grad in grads:
-            again = again or (grad is not None and _is_batched(grad))
-            alive.append(grad if grad is None or again else grad.resolve_neg())
-        if again:
-            gradients = op.gradients(ctx, reference, True, ctx.saved_tensors, grads)
-        elif ctx.primitives is not ops.OPERATORS and not ops.listened_to():
-            gradients = op.gradients(ctx, ctx.primitives, False, ctx.saved_tensors, alive)
-        else:
-            with registry.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
-                gradients = op.gradients(ctx, ops.OPERATORS, False, ctx.saved_tensors, alive)
-        return *gradients, *(None,) * (op.tensors + 1 - len(gradients))
+        return *_gradients(op, ctx, grads), None
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     direct: Any = type(op.primitive, (torch.autograd.Function,), members)
     return super(torch.autograd.Function, direct).apply  # Function's own looks for what is not here
+
+
+def _gradients(op: Op, ctx: Any, grads: Gradients) -> Gradients:
+    """Those of an op's tensors, whatever came in."""
+    # create_graph=True, or vmapped upstream gradients (of torch.func, or of is_grads_batched)
+    again = torch.is_grad_enabled() or ops.transforms_active()
+    alive: list[Tensor | None] = []
+    for grad in grads:
+        again = again or (grad is not None and _is_batched(grad))
+        alive.append(grad if grad is None or again else grad.resolve_neg())
+    if again:
+        gradients = op.gradients(ctx, reference, True, ctx.saved_tensors, grads)
+    elif ctx.primitives is not ops.OPERATORS and not ops.listened_to():
+        gradients = op.gradients(ctx, ctx.primitives, False, ctx.saved_tensors, alive)
+    else:
+        with registry.use(ctx.backend):  # autograd has threads of its own, and backward may come after the block
+            gradients = op.gradients(ctx, ops.OPERATORS, False, ctx.saved_tensors, alive)
+    return *gradients, *(None,) * (op.tensors - len(gradients))
+
+
+class _Context:
+    """What a Function's ``ctx`` knows, of a node of csrc/autograd.cpp."""
+
+    def __init__(
+        self, context: tuple[Op, Any, str | None], options: tuple, needed: tuple, saved: Gradients, kept: Gradients
+    ):
+        op, self.primitives, self.backend = context
+        self.options = dict(zip(op.options, options, strict=True))
+        self.needs_input_grad, self.saved_tensors, self.gradient = needed, saved, kept
+
+
+def _in_python(
+    context: tuple[Op, Any, str | None],
+    options: tuple,
+    needed: tuple[bool, ...],
+    saved: Gradients,
+    kept: Gradients,
+    grads: Gradients,
+) -> tuple[Gradients, Gradients]:
+    """The gradients that a node asks for, and what is kept from now on."""
+    ctx = _Context(context, options, needed, saved, kept)
+    return _gradients(context[0], ctx, grads), tuple(ctx.gradient)
+
+
+def _native() -> Any:
+    """The compiled graph nodes, or None: not built, or for another torch."""
+    try:
+        from fastvae import _autograd
+
+        from .kernels.compiled.primitives import CODES
+    except ImportError:
+        return None
+    _autograd.connect(CODES, _in_python, getattr(torch._C, "_cuda_getCurrentRawStream", int))
+    return _autograd
 
 
 def _one_number(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> bool:
@@ -357,6 +412,7 @@ RECONSTRUCTION = Op(  # (recon, target, parameter tensor, logits of zero, librar
     _of_reconstruction,
     _reconstruction_expression,
     (0,),
+    0,
 )
 LATENT = Op(  # (mu, scale, seed, prior_mu, prior_logvar) → z, kl, or both
     "latent_forward",
@@ -365,6 +421,7 @@ LATENT = Op(  # (mu, scale, seed, prior_mu, prior_logvar) → z, kl, or both
     2,
     _of_latent,
     _latent_expression,
+    code=1,
 )
 ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
     "elbo_forward",
@@ -374,6 +431,7 @@ ELBO = Op(  # (recon, target, mu, scale) → loss, reconstruction, kl
     _of_elbo,
     _elbo_expression,
     (0, 2, 3),
+    2,
 )
 ROWS = Op(  # the tensors of a term of kernels/reference/rows.py
     "rows_forward",
@@ -383,6 +441,7 @@ ROWS = Op(  # the tensors of a term of kernels/reference/rows.py
     _of_rows,
     _rows_expression,
 )
+NATIVE = _native()
 _TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO, ROWS)}
 
 
