@@ -16,6 +16,7 @@ Three rules hold for each of them:
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -165,16 +166,20 @@ def _in_python(
     return _gradients(context[0], ctx, grads), tuple(ctx.gradient)
 
 
-def _native() -> Any:
-    """The compiled graph nodes, or None: not built, or for another torch."""
+def _native() -> tuple[Any, str]:
+    """The compiled graph nodes; or None, and why."""
     try:
-        from fastvae import _autograd
-
         from .kernels.compiled.primitives import CODES
     except ImportError:
-        return None
+        return None, "the compiled extension cannot be imported"
+    if importlib.util.find_spec("fastvae._autograd") is None:
+        return None, "no torch was found at install, or no compiler that knows C++20"
+    try:
+        from fastvae import _autograd
+    except ImportError as error:
+        return None, f"{error}; install fastvae again"
     _autograd.connect(CODES, _in_python, getattr(torch._C, "_cuda_getCurrentRawStream", int))
-    return _autograd
+    return _autograd, ""
 
 
 def _one_number(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> bool:
@@ -441,7 +446,7 @@ ROWS = Op(  # the tensors of a term of kernels/reference/rows.py
     _of_rows,
     _rows_expression,
 )
-NATIVE = _native()
+NATIVE, NATIVE_MISSING = _native()
 _TRACED = {op.primitive: _traced(op) for op in (RECONSTRUCTION, LATENT, ELBO, ROWS)}
 
 

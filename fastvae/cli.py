@@ -413,7 +413,7 @@ def run_info(_: argparse.Namespace) -> None:
 
     import torch
 
-    from . import __version__
+    from . import __version__, autograd
     from .benchmarks.hardware import installed
     from .registry import backend_name, backends
 
@@ -433,3 +433,7 @@ def run_info(_: argparse.Namespace) -> None:
         default = [d for d in ("cpu", "cuda") if backend_name(d) == name and (d == "cpu" or count)]
         note = f"available{', default on ' + ' and '.join(default) if default else ''}"
         print(f"{name:10} {', '.join(status.devices):12} {note if status.available else 'missing: ' + status.reason}")
+    nodes = "graph nodes of cpp and cuda: compiled"
+    if autograd.NATIVE is None:
+        nodes = f"graph nodes of cpp and cuda: missing, so a call takes some 40 µs more: {autograd.NATIVE_MISSING}"
+    print(f"\n{nodes}")

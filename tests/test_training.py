@@ -384,6 +384,7 @@ def test_sample_and_info(run: Path, tmp_path: Path) -> None:
     assert info.returncode == 0, info.stderr
     assert "numba" in info.stdout
     assert "default on cpu" in info.stdout
+    assert "graph nodes of cpp and cuda: " in info.stdout
 
 
 def test_load_model_gives_what_was_trained(run: Path) -> None:
