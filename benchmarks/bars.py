@@ -23,7 +23,7 @@ SPEED: tuple[tuple[Work, float, float, float | None], ...] = (
     (LOGITS, 5, 3.5, 2.5),
     (PROBS, 12, 2.5, 3),
     (LATENT, 3, 8, None),
-    (SMALL, 3, 2.5, None),
+    (SMALL, 3.3, 2.8, None),
     (HALF, 4, 2, None),
     (COUNTS, 6, 4.5, None),
     (MANY_COUNTS, 6, 4.5, None),
