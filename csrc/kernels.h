@@ -1,5 +1,5 @@
 // What fastvae._C lends to fastvae._autograd: the primitives of an op's plain call, by address, for one kind of device.
-// Both modules are built from one tree; `version` is there for an install that was replaced by half.
+// Both modules are built from one tree.
 #pragma once
 
 #include "primitives.h"
@@ -17,8 +17,6 @@ struct Place {
 };
 
 struct Kernels {
-    static constexpr int VERSION = 1;
-    int version = VERSION;
     bool on_host;
     int64_t partials;  // numbers of scratch memory that a loss wants at least
     int (*reconstruction_forward)(const Reconstruction& work, Reduction reduction, void* loss, const Place& place);

@@ -50,7 +50,7 @@ class Op(NamedTuple):
             ``ctx.saved_tensors``, which may be asked for only once.
         expression: the forward, differentiable, without looking at the data.
         kept: whose gradients those are in the plainest call: where just those are kept, a backward needs no more.
-        code: its place in csrc/autograd.cpp, if it is there.
+        code: its place in csrc/autograd, if it is there.
     """
 
     primitive: str
@@ -143,7 +143,7 @@ def _gradients(op: Op, ctx: Any, grads: Gradients) -> Gradients:
 
 
 class _Context:
-    """What a Function's ``ctx`` knows, of a node of csrc/autograd.cpp."""
+    """What a Function's ``ctx`` knows, of a node of csrc/autograd."""
 
     def __init__(
         self, context: tuple[Op, Any, str | None], options: tuple, needed: tuple, saved: Gradients, kept: Gradients

@@ -82,14 +82,7 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     if (!call.run()) Py_RETURN_NONE;
     record(call, args[2], args[4]);
-    THPObjectPtr outputs(PyTuple_New(static_cast<Py_ssize_t>(call.losses.size())));
-    if (!outputs) return nullptr;
-    for (size_t k = 0; k < call.losses.size(); ++k) {
-        PyObject* item = THPVariable_Wrap(std::move(call.losses[k]));
-        if (item == nullptr) return nullptr;
-        PyTuple_SET_ITEM(outputs.get(), k, item);
-    }
-    return outputs.release();
+    return wrapped(call.losses);
     END_HANDLE_TH_ERRORS
 }
 

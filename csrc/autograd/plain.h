@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 
 #include <limits>
-#include <optional>
 
 #include "../types.h"
 #include "python.h"
@@ -51,15 +50,18 @@ bool plain(const Tensor& tensor, c10::Device device) {
 
 int64_t cols_of(const Tensor& tensor) { return tensor.numel() / tensor.size(0); }
 
-// From example to example, if the elements of each are contiguous and in order.
-std::optional<int64_t> row_stride(const Tensor& tensor) {
-    if (tensor.is_contiguous()) return cols_of(tensor);
+// Where the examples lie, and from one to the next; false where the elements of one are not contiguous and in order.
+bool rows_of(const Tensor& tensor, const void*& first, int64_t& stride) {
+    first = tensor.const_data_ptr();
+    stride = cols_of(tensor);
+    if (tensor.is_contiguous()) return true;
     int64_t dense = 1;
     for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
-        if (tensor.stride(dim) != dense && tensor.size(dim) != 1) return std::nullopt;
+        if (tensor.stride(dim) != dense && tensor.size(dim) != 1) return false;
         dense *= tensor.size(dim);
     }
-    return tensor.stride(0);
+    stride = tensor.stride(0);
+    return true;
 }
 
 struct Options {
@@ -118,23 +120,15 @@ Tensor loss_like(const Tensor& tensor, Reduction reduction) {
 
 // False: rows with gaps inside.
 bool describe(Reconstruction& work, const Options& options, const Tensor& recon, const Tensor& target) {
-    const auto recon_stride = row_stride(recon), target_stride = row_stride(target);
-    if (!recon_stride || !target_stride) return false;
     work.likelihood = options.likelihood;
     work.parameter = options.parameter;
     work.recon_type = code_of(recon.scalar_type());
     work.target_type = code_of(target.scalar_type());
     work.grid = {recon.size(0), cols_of(recon), recon.numel()};
-    work.recon = recon.const_data_ptr();
-    work.recon_stride = *recon_stride;
-    work.target = target.const_data_ptr();
-    work.target_stride = *target_stride;
-    return true;
+    return rows_of(recon, work.recon, work.recon_stride) && rows_of(target, work.target, work.target_stride);
 }
 
 bool describe(Latent& work, const Options& options, const Tensor& mu, const Tensor& scale) {
-    const auto mu_stride = row_stride(mu), scale_stride = row_stride(scale);
-    if (!mu_stride || !scale_stride) return false;
     constexpr double infinite = std::numeric_limits<double>::infinity();
     work.type = code_of(mu.scalar_type());
     work.log_scale = options.log_scale;
@@ -145,21 +139,11 @@ bool describe(Latent& work, const Options& options, const Tensor& mu, const Tens
     work.samples = std::max<int64_t>(options.samples, 1);
     work.weight = 1;
     work.grid = {mu.size(0), cols_of(mu), mu.numel()};
-    work.mu = mu.const_data_ptr();
-    work.mu_stride = *mu_stride;
-    work.scale = scale.const_data_ptr();
-    work.scale_stride = *scale_stride;
-    return true;
+    return rows_of(mu, work.mu, work.mu_stride) && rows_of(scale, work.scale, work.scale_stride);
 }
 
 bool describe_prior(Latent& work, const Tensor& mu, const Tensor& logvar) {
-    const auto mu_stride = row_stride(mu), logvar_stride = row_stride(logvar);
-    if (!mu_stride || !logvar_stride) return false;
-    work.prior_mu = mu.const_data_ptr();
-    work.prior_mu_stride = *mu_stride;
-    work.prior_logvar = logvar.const_data_ptr();
-    work.prior_logvar_stride = *logvar_stride;
-    return true;
+    return rows_of(mu, work.prior_mu, work.prior_mu_stride) && rows_of(logvar, work.prior_logvar, work.prior_logvar_stride);
 }
 
 }  // namespace

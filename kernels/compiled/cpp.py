@@ -39,7 +39,7 @@ class Host(RowTerms, Compiled):
 
 _primitives = Host(native, _queue)
 
-KERNELS = native.kernels  # for csrc/autograd.cpp
+KERNELS = native.kernels  # for csrc/autograd
 elbo_backward = _primitives.elbo_backward
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward

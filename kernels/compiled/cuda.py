@@ -114,7 +114,7 @@ class CompiledCUDA(Compiled):
 
 _primitives = CompiledCUDA(getattr(native, "cuda", None), _queue)
 
-KERNELS = native.cuda.kernels if hasattr(native, "cuda") else None  # for csrc/autograd.cpp
+KERNELS = native.cuda.kernels if hasattr(native, "cuda") else None  # for csrc/autograd
 elbo_backward = _primitives.elbo_backward
 elbo_forward = _primitives.elbo_forward
 latent_backward = _primitives.latent_backward
